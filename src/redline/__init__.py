@@ -1,0 +1,23 @@
+"""redline: from a PyTorch detector and a latency objective to a validated deployment, with the evidence for every choice.
+
+The verbs of the command line, as functions that take a spec file and return records. Nothing heavy is imported until used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from redline.api import doctor, explain, gc, init, load_spec, report, run
+
+__all__ = ["__version__", "doctor", "explain", "gc", "init", "load_spec", "report", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from redline import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'redline' has no attribute {name!r}")

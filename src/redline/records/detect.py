@@ -1,0 +1,174 @@
+"""Images in, boxes out: the records that the detector's own rooms exchange. Arrays are numpy's; nothing here imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from redline.records.spec import Head, Postprocess, Preprocess
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Image = NDArray[np.uint8]  # (H, W, 3), RGB
+    Tensor = NDArray[np.float32]
+
+ShapePolicy = Literal["fixed", "minimal"]
+"""fixed: letterbox to exactly `Preprocess.size`; minimal: pad only to the next multiple of `Preprocess.stride`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Detections:
+    """One image's detections, sorted by descending score, in pixels of the decoded (EXIF-upright) image."""
+
+    boxes: NDArray[np.float32]
+    """(K, 4) x1, y1, x2, y2."""
+    scores: NDArray[np.float32]
+    """(K,)"""
+    labels: NDArray[np.int64]
+    """(K,) class index of the network."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where the resized image lies in the network input; enough to map boxes back."""
+
+    source_hw: tuple[int, int]
+    input_hw: tuple[int, int]
+    scale_yx: tuple[float, float]
+    """Resized size over source size, per axis, exactly as used by the resize."""
+    offset_yx: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """Ground truth of one image: `boxes` are (x, y, width, height) in pixels as COCO has them."""
+
+    boxes: tuple[tuple[float, float, float, float], ...]
+    category_ids: tuple[int, ...]
+    areas: tuple[float, ...]
+    crowd: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRef:
+    id: int
+    path: str
+    height: int
+    width: int
+    """Size of the decoded, EXIF-upright image, pixels."""
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Category:
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """Images in ascending id order and, if labelled, one `Truth` an image."""
+
+    name: str
+    images: tuple[ImageRef, ...]
+    truths: tuple[Truth, ...] | None
+    categories: tuple[Category, ...]
+    """Ascending id; empty if unlabelled."""
+    digest: str
+    """sha256 over image digests, annotations and categories."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeShare:
+    height: int
+    width: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Histogram of source image sizes; shares sum to 1, largest share first."""
+
+    shapes: tuple[ShapeShare, ...]
+    origin: str
+    """Path of the traffic file, or "evaluation images"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorFact:
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    """Dynamic axes by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    name: str
+    digest: str
+    """sha256 over the weights by name (torch) or over the file (ONNX)."""
+    parameters: int
+    weight_bytes: int
+    inputs: tuple[TensorFact, ...]
+    outputs: tuple[TensorFact, ...]
+    classes: int | None
+    """None where the head does not say (detections)."""
+    origin: Literal["torch", "onnx"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Detector:
+    """A loaded detector: `module` is a torch.nn.Module in eval mode on the CPU, or None if the model is an ONNX file."""
+
+    module: Any
+    onnx_path: str | None
+    facts: ModelFacts
+    head: Head
+    preprocess: Preprocess
+    postprocess: Postprocess
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeCheck:
+    """One shape at which ONNX Runtime was compared with torch."""
+
+    shape: tuple[int, int, int, int]
+    max_abs: float
+    """Largest absolute difference over all outputs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxModel:
+    """An exported graph. Inputs and outputs are named; N, H and W are dynamic unless the source file fixed them."""
+
+    path: str
+    digest: str
+    exporter: Literal["torch.export", "torchscript", "given"]
+    opset: int
+    input: TensorFact
+    outputs: tuple[TensorFact, ...]
+    dynamic: bool
+    checks: tuple[ShapeCheck, ...]
+    fallback_reason: str | None = None
+    """Why the first exporter was not used."""
+
+
+class Runner(Protocol):
+    """A compiled network. Thread-safe; arrays in and out are C-contiguous numpy arrays the caller owns."""
+
+    name: str
+
+    def run(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """(N, 3, H, W) float32 -> raw outputs in the model's order, leading axis N."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Predict(Protocol):
+    """Preprocess + runner + post-process as one callable."""
+
+    def __call__(self, images: Sequence[Image]) -> list[Detections]: ...

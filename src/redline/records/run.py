@@ -1,0 +1,293 @@
+"""What was tried and what was found: candidates, measurements, verdicts and the run that holds them. All JSON-serialisable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from redline.records.detect import ModelFacts, OnnxModel, ShapePolicy, Traffic
+from redline.records.spec import Precision, Spec
+
+RunnerKind = Literal["torch-eager", "torch-compile", "onnxruntime"]
+PrePost = Literal["host", "graph"]
+"""Where pre- and post-processing run: numpy and OpenCV on the host, or as operators inside the graph."""
+Answer = Literal["pass", "fail", "inconclusive"]
+LoadMode = Literal["poisson", "constant", "closed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Every knob of a deployment, one record."""
+
+    runner: RunnerKind
+    precision: Precision = "fp32"
+    device: str = "cpu"
+    threads: int = 1
+    """Intra-op threads of one inference."""
+    batch: int = 1
+    """Most requests joined into one inference."""
+    concurrency: int = 1
+    """Inferences in flight."""
+    shapes: ShapePolicy = "fixed"
+    prepost: PrePost = "host"
+
+    @property
+    def name(self) -> str:
+        parts = [self.runner, self.precision, self.shapes, f"t{self.threads}", f"b{self.batch}", f"c{self.concurrency}"]
+        return " ".join([*parts, "in-graph"] if self.prepost == "graph" else parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A candidate (or a family of them) that was not tried, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A failed trial is data: the search goes on."""
+
+    stage: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    answer: Answer
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorDelta:
+    """Raw output of candidate against reference over the parity images; `max_rel` is relative to max(|reference|, 1)."""
+
+    name: str
+    max_abs: float
+    max_rel: float
+    mean_abs: float
+    finite: bool
+    tolerance: float
+    """Bound on max_rel from the tolerance table of the candidate's precision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxMatch:
+    """Detections paired one to one by label and IoU >= 0.5, best scores first, over scores above `floor`."""
+
+    floor: float
+    matched: int
+    missing: int
+    """In the reference, not in the candidate."""
+    extra: int
+    lowest_iou: float
+    largest_score_delta: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassAccuracy:
+    name: str
+    ap: float | None
+    """None: the class has no ground truth in the set."""
+    truths: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """COCO box AP (fractions, 0..1). kind "agreement": ground truth is the reference's own detections (unlabelled data)."""
+
+    kind: Literal["map", "agreement"]
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    images: int
+    per_class: tuple[ClassAccuracy, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapDrop:
+    """Reference minus candidate, paired on the same images. Interval: percentile bootstrap over images, 95 %."""
+
+    reference_ap: float
+    candidate_ap: float
+    absolute: float
+    absolute_low: float
+    absolute_high: float
+    relative_pct: float
+    relative_low_pct: float
+    relative_high_pct: float
+    images: int
+    resamples: int
+    seed: int
+    images_to_decide: int | None
+    """About how many images would decide; None if decided already or if no number of images would."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Determinism:
+    repeats: int
+    identical: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityReport:
+    tensors: tuple[TensorDelta, ...]
+    boxes: BoxMatch
+    accuracy: Accuracy
+    drop: MapDrop
+    determinism: Determinism
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """One load measurement. Latency runs from the intended send time to completion (closed loop: from the actual send)."""
+
+    mode: LoadMode
+    offered_per_s: float | None
+    """None for a closed loop."""
+    achieved_per_s: float
+    seconds: float
+    requests: int
+    errors: int
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+    slip_p99_ms: float
+    """99th percentile of (actual dispatch - intended dispatch): the generator's own lateness."""
+    mean_batch: float
+    histogram: str
+    """HdrHistogram, microseconds, encoded (mergeable)."""
+    first_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """A/A pilot: the same load repeated on the same target. `relative` is the half-range of P95 over its mean."""
+
+    p95_ms: tuple[float, ...]
+    relative: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knee:
+    """Highest offered rate found whose P95 met the objective, and every step of the search."""
+
+    rate_per_s: float
+    steps: tuple[Load, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One candidate, as far as it got. `latency` is the verdict on P95 at the objective's rate."""
+
+    candidate: Candidate
+    digest: str
+    seconds: float
+    failure: Failure | None = None
+    engine: str | None = None
+    """Digest of the compiled artefact."""
+    build_seconds: float | None = None
+    parity: ParityReport | None = None
+    screen: Load | None = None
+    """Short closed loop at the candidate's concurrency: capacity."""
+    objective_load: Load | None = None
+    """Open-loop Poisson at the objective's throughput."""
+    knee: Knee | None = None
+    latency: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The deployment to take, or the best that was found if the objective was not met."""
+
+    candidate: Candidate | None
+    trial: str | None
+    """Digest of the trial."""
+    verdict: Verdict
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    name: str
+    version: str | None
+    """None: not installed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    platform: str
+    python: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    gpus: tuple[str, ...]
+    libraries: tuple[Library, ...]
+    redline: str
+    commit: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureBox:
+    xyxy: tuple[float, float, float, float]
+    label: str
+    score: float | None
+    """None: ground truth."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """An evaluation image with its ground truth and the chosen candidate's detections, for the report."""
+
+    path: str
+    height: int
+    width: int
+    truth: tuple[PictureBox, ...]
+    found: tuple[PictureBox, ...]
+    credit: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    name: str
+    images: int
+    boxes: int | None
+    """None: unlabelled."""
+    digest: str
+    traffic: Traffic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """Everything a run found: run.json. Change a field, raise `SCHEMA_VERSION`."""
+
+    schema_version: int
+    id: str
+    started: str
+    """ISO 8601, UTC."""
+    seconds: float
+    spec: Spec
+    environment: Environment
+    model: ModelFacts
+    data: DataFacts
+    onnx: OnnxModel | None
+    noise: Noise | None
+    baseline: Trial
+    """FP32 eager torch, one thread pool of all cores, batch 1; ONNX Runtime FP32 if the model is an ONNX file."""
+    trials: tuple[Trial, ...]
+    refusals: tuple[Refusal, ...]
+    choice: Choice
+    pictures: tuple[Picture, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+SCHEMA_VERSION = 1
