@@ -1,0 +1,32 @@
+# Two commands: `make demo` does the main job on the bundled detector, `make test` runs every check.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test install lint clean
+
+demo: install
+	$(BIN)/redline init --demo demo --force
+	$(BIN)/redline run demo/detector.toml
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_size.py
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml tools/make_venv.sh
+	PYTHON="$(PYTHON)" sh tools/make_venv.sh "$(VENV)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[torch,ort,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo runs build

@@ -1,0 +1,1 @@
+"""Compile and run a network. Knows nothing of images, boxes or load: tensors in, raw outputs out."""

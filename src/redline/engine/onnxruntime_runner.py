@@ -1,0 +1,78 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from redline.errors import TrialError
+
+if TYPE_CHECKING:
+    from redline.records.detect import Tensor
+
+_FAILURES = (RuntimeError, ValueError, TypeError, OSError)  # onnxruntime's own exceptions derive from these
+
+
+def open_session(path: str, *, threads: int, concurrent: bool) -> ort.InferenceSession:
+    """`concurrent`: several calls in flight share the pool, so idle threads sleep instead of spinning on the others' cores.
+
+    Raises TrialError if ONNX Runtime refuses the graph.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0" if concurrent else "1")
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except _FAILURES as error:
+        raise TrialError("engine-build", "ONNX Runtime refused the graph", got=_first_line(error)) from error
+
+
+class OnnxRuntimeRunner:
+    """A network (N, 3, H, W) -> raw outputs. One session; its calls are thread-safe."""
+
+    def __init__(self, path: str, *, threads: int, concurrent: bool) -> None:
+        self.name = f"onnxruntime {ort.__version__} CPU"
+        self._session = open_session(path, threads=threads, concurrent=concurrent)
+        self._input = self._session.get_inputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, batch: Tensor) -> tuple[Tensor, ...]:
+        try:
+            return tuple(self._session.run(self._outputs, {self._input: batch}))
+        except _FAILURES as error:
+            got = f"{_first_line(error)} (input {batch.shape})"
+            raise TrialError("engine-run", "ONNX Runtime failed on an input", got=got) from error
+
+    def close(self) -> None:
+        del self._session
+
+
+class GraphSession:
+    """An end-to-end graph: one uint8 image (H, W, 3) -> named arrays."""
+
+    def __init__(self, path: str, *, threads: int, concurrent: bool) -> None:
+        self.name = f"onnxruntime {ort.__version__} CPU, pre- and post-processing in the graph"
+        self._session = open_session(path, threads=threads, concurrent=concurrent)
+        self._input = self._session.get_inputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, image: np.ndarray[Any, np.dtype[np.uint8]]) -> Mapping[str, np.ndarray[Any, Any]]:
+        try:
+            return dict(zip(self._outputs, self._session.run(self._outputs, {self._input: image}), strict=True))
+        except _FAILURES as error:
+            got = f"{_first_line(error)} (image {image.shape})"
+            raise TrialError("engine-run", "ONNX Runtime failed on an image", got=got) from error
+
+    def close(self) -> None:
+        del self._session
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

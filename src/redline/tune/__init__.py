@@ -1,0 +1,1 @@
+"""Which candidate to try next and which one wins. Knows nothing of how a candidate is built or measured."""

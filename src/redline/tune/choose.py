@@ -1,0 +1,99 @@
+"""Which trial wins: accuracy and P95 first, then the highest rate within the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from redline.errors import TrialError
+from redline.records import Choice, Failure, Noise, Objective, Trial, Verdict
+from redline.tune.search import Bench
+
+
+def choose(
+    trials: Sequence[Trial], bench: Bench, objective: Objective, noise: Noise | None
+) -> tuple[Choice, tuple[Trial, ...]]:
+    """The choice and the trials, the winner's now with its confirmation.
+
+    pass: a trial met P95 at the objective's rate, kept the accuracy, and did so again when built afresh.
+    inconclusive: nothing passed, but something was neither shown to pass nor to fail.
+    fail: everything measured failed; the candidate named is the best found.
+    """
+    current = {trial.candidate: trial for trial in trials}
+    for contender in sorted((t for t in trials if _met(t) == "pass"), key=_rate, reverse=True):
+        confirmed, verdict = _confirm(contender, bench)
+        current[contender.candidate] = confirmed
+        if verdict.answer == "pass":
+            reason = _reason(confirmed, objective)
+            choice = Choice(
+                candidate=confirmed.candidate,
+                trial=confirmed.digest,
+                verdict=Verdict(answer="pass", reason=reason),
+                notes=_notes(confirmed, tuple(current.values()), noise),
+            )
+            return choice, tuple(current.values())
+        current[contender.candidate] = replace(confirmed, latency=verdict)
+    left = tuple(current.values())
+    return _without_winner(left, objective), left
+
+
+def _met(trial: Trial) -> str:
+    """The weakest of the trial's verdicts; what was never judged is no candidate for a choice."""
+    if trial.failure is not None or trial.parity is None or trial.latency is None:
+        return "fail"
+    answers = {trial.parity.verdict.answer, trial.latency.answer}
+    return "fail" if "fail" in answers else "inconclusive" if "inconclusive" in answers else "pass"
+
+
+def _rate(trial: Trial) -> float:
+    return trial.knee.rate_per_s if trial.knee is not None else 0.0
+
+
+def _confirm(trial: Trial, bench: Bench) -> tuple[Trial, Verdict]:
+    try:
+        load = bench.at_objective(trial.candidate, repeat=1)
+    except TrialError as error:
+        failure = Failure(stage="confirm", code=error.code, message=error.text())
+        return replace(trial, failure=failure), Verdict(answer="fail", reason=f"confirmation failed: {error.what}")
+    return replace(trial, confirmation=load), bench.judge(load)
+
+
+def _reason(trial: Trial, objective: Objective) -> str:
+    load, drop = trial.confirmation or trial.objective_load, trial.parity.drop if trial.parity else None
+    p95 = f"P95 {load.p95_ms:.1f} ms (limit {objective.p95_ms:g}) at {load.achieved_per_s:.1f}/s" if load else "P95 unknown"
+    rate = f"up to {_rate(trial):.1f}/s within the limit"
+    accuracy = f"mAP drop {drop.relative_pct:.2f} % [{drop.relative_low_pct:.2f}, {drop.relative_high_pct:.2f}]" if drop else ""
+    return f"{p95}; {rate}; {accuracy} (limit {objective.map_drop_pct:g} %)"
+
+
+def _notes(winner: Trial, trials: Sequence[Trial], noise: Noise | None) -> tuple[str, ...]:
+    """How the winner stands against torch.compile, and against the runner-up."""
+    notes = []
+    margin = noise.relative if noise is not None else 0.0
+    compiled = max((t for t in trials if t.candidate.runner == "torch-compile" and t.knee), key=_rate, default=None)
+    if compiled is not None and winner.candidate.runner != "torch-compile":
+        ratio = _rate(winner) / _rate(compiled) if _rate(compiled) > 0 else float("inf")
+        worth = "worth it" if ratio > 1 + margin else "not worth it: within the noise of torch.compile or slower"
+        notes.append(f"{ratio:.2f}x the rate of torch.compile ({_rate(compiled):.1f}/s): {worth}")
+    others = sorted((t for t in trials if t.candidate != winner.candidate and _met(t) == "pass"), key=_rate, reverse=True)
+    if others and _rate(others[0]) > _rate(winner) * (1 - margin):
+        notes.append(f"{others[0].candidate.name} is within the noise ({100 * margin:.0f} %): {_rate(others[0]):.1f}/s")
+    return tuple(notes)
+
+
+def _without_winner(trials: Sequence[Trial], objective: Objective) -> Choice:
+    measured = [t for t in trials if t.failure is None and t.objective_load is not None]
+    if not measured:
+        failures = "; ".join(f"{t.candidate.name}: {t.failure.message.splitlines()[0]}" for t in trials if t.failure)
+        verdict = Verdict(answer="fail", reason=f"no candidate could be measured. {failures}")
+        return Choice(candidate=None, trial=None, verdict=verdict)
+    undecided = [t for t in measured if _met(t) == "inconclusive"]
+    best = max(undecided or measured, key=lambda t: (_rate(t), -(t.objective_load.p95_ms if t.objective_load else 0.0)))
+    verdicts = (best.latency, best.parity.verdict if best.parity else None)
+    reasons = [v.reason for v in verdicts if v is not None and v.answer != "pass"]
+    found = f"best found: {best.candidate.name}, {_rate(best):.1f}/s within {objective.p95_ms:g} ms"
+    return Choice(
+        candidate=best.candidate,
+        trial=best.digest,
+        verdict=Verdict(answer="inconclusive" if undecided else "fail", reason="; ".join([*reasons, found])),
+    )

@@ -1,0 +1,126 @@
+"""The search: accuracy of every family, a climb on capacity, then finalists at the objective's rate and up to their knee."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from redline.errors import TrialError
+from redline.records import Candidate, Failure, Knee, Load, Objective, ParityReport, Trial, Verdict
+
+FINALISTS = 3
+
+
+class Lawful(Protocol):
+    """The search space, as far as the search needs it."""
+
+    @property
+    def baseline(self) -> Candidate: ...
+    @property
+    def families(self) -> tuple[Candidate, ...]: ...
+    def neighbours(self, candidate: Candidate) -> tuple[Candidate, ...]: ...
+
+
+class Bench(Protocol):
+    """Measures one candidate at a time. Every method may raise TrialError; nothing is measured twice."""
+
+    def trial(self, candidate: Candidate) -> Trial: ...
+    def parity(self, candidate: Candidate) -> ParityReport: ...
+    def screen(self, candidate: Candidate) -> Load: ...
+    def at_objective(self, candidate: Candidate, *, repeat: int = 0) -> Load: ...
+    def judge(self, load: Load) -> Verdict: ...
+    def knee(self, candidate: Candidate, *, capacity: float) -> Knee: ...
+    def out_of_time(self) -> bool: ...
+
+
+def search(space: Lawful, bench: Bench, objective: Objective, note: Callable[[str], None]) -> tuple[Trial, ...]:
+    """Every trial made, the baseline first. A failed trial is data: the search goes on."""
+    trials: dict[Candidate, Trial] = {}
+    for family in space.families:
+        trials[family] = _step(bench.trial(family), "parity", lambda t: replace(t, parity=bench.parity(t.candidate)))
+    live = [family for family in space.families if _accurate(trials[family])]
+    for family in live:
+        trials[family] = _screened(trials[family], bench)
+    _climb(space, bench, objective, trials, live, note)
+    for candidate in _finalists(space, objective, trials):
+        if bench.out_of_time() and candidate != space.baseline:
+            note(f"the budget is spent: {candidate.name} was not measured at the objective's rate")
+            continue
+        trials[candidate] = _finished(trials[candidate], bench)
+    return tuple(trials.values())
+
+
+def _climb(
+    space: Lawful,
+    bench: Bench,
+    objective: Objective,
+    trials: dict[Candidate, Trial],
+    live: list[Candidate],
+    note: Callable[[str], None],
+) -> None:
+    """From each live family, best first, move to the neighbour of highest capacity until none is better."""
+    for family in sorted(live, key=lambda c: _rank(trials[c], objective), reverse=True):
+        here = family
+        while trials[here].failure is None:
+            for there in space.neighbours(here):
+                if there in trials:
+                    continue
+                if bench.out_of_time():
+                    note(f"the budget ended the search at {here.name}: its neighbours were not tried")
+                    return
+                trials[there] = _screened(replace(bench.trial(there), parity=trials[family].parity), bench)
+            around = [c for c in space.neighbours(here) if c in trials and trials[c].failure is None]
+            best = max([here, *around], key=lambda c: _rank(trials[c], objective))
+            if best == here:
+                break
+            here = best
+
+
+def _rank(trial: Trial, objective: Objective) -> tuple[bool, float]:
+    """Candidates whose closed-loop P95 is within the objective first, then by capacity."""
+    if trial.failure is not None or trial.screen is None:
+        return (False, 0.0)
+    return (trial.screen.p95_ms <= objective.p95_ms, trial.screen.achieved_per_s)
+
+
+def _finalists(space: Lawful, objective: Objective, trials: dict[Candidate, Trial]) -> list[Candidate]:
+    """The baseline, the best of those whose accuracy is proved, the best of every runner, and the best of all."""
+    ranked = sorted(
+        (c for c, t in trials.items() if t.failure is None and t.screen is not None),
+        key=lambda c: _rank(trials[c], objective),
+        reverse=True,
+    )
+    proved = [c for c in ranked if (parity := trials[c].parity) is not None and parity.verdict.answer == "pass"]
+    best_of_runner = {candidate.runner: candidate for candidate in reversed(ranked)}
+    baseline = [c for c in ranked if c == space.baseline]
+    return list(dict.fromkeys([*baseline, *proved[:FINALISTS], *best_of_runner.values(), *ranked[:1]]))
+
+
+def _screened(trial: Trial, bench: Bench) -> Trial:
+    return _step(trial, "screen", lambda t: replace(t, screen=bench.screen(t.candidate)))
+
+
+def _finished(trial: Trial, bench: Bench) -> Trial:
+    def at_rate(t: Trial) -> Trial:
+        load = bench.at_objective(t.candidate)
+        return replace(t, objective_load=load, latency=bench.judge(load))
+
+    def knee(t: Trial) -> Trial:
+        capacity = t.screen.achieved_per_s if t.screen is not None else 0.0
+        return replace(t, knee=bench.knee(t.candidate, capacity=capacity))
+
+    return _step(_step(trial, "load", at_rate), "knee", knee)
+
+
+def _step(trial: Trial, stage: str, act: Callable[[Trial], Trial]) -> Trial:
+    if trial.failure is not None:
+        return trial
+    try:
+        return act(trial)
+    except TrialError as error:
+        return replace(trial, failure=Failure(stage=stage, code=error.code, message=error.text()))
+
+
+def _accurate(trial: Trial) -> bool:
+    return trial.failure is None and trial.parity is not None and trial.parity.verdict.answer != "fail"

@@ -1,0 +1,130 @@
+"""Which candidates are lawful, and that every refusal says why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from redline.plan.candidates import Abilities, Space, space
+from redline.records import (
+    Budget,
+    Candidate,
+    DataRef,
+    DataSpec,
+    Environment,
+    Head,
+    ModelSpec,
+    Objective,
+    OnnxModel,
+    Preprocess,
+    Spec,
+    TargetSpec,
+    TensorFact,
+)
+
+ALL = Abilities(torch_compile=True, torch_compile_reason="", onnxruntime=True)
+ENVIRONMENT = Environment(
+    platform="Linux", python="3.11", cpu="x", cores=4, memory_bytes=1, gpus=(), libraries=(), redline="0", commit=None
+)
+IMAGES = TensorFact(name="images", dtype="float32", shape=("N", 3, "H", "W"))
+GRAPH = OnnxModel(
+    path="m.onnx", digest="d", exporter="torch.export", opset=18, input=IMAGES, outputs=(), dynamic=True, checks=()
+)
+
+
+def spec(preprocess: Preprocess | None = None, head: str = "yolox", minutes: float = 10, **target: object) -> Spec:
+    return Spec(
+        path="detector.toml",
+        model=ModelSpec(factory="a:b", head=Head(kind=head), preprocess=preprocess or Preprocess()),  # type: ignore[arg-type]
+        data=DataSpec(evaluate=DataRef(images="images")),
+        objective=Objective(p95_ms=20, throughput=10),
+        target=TargetSpec(**target),  # type: ignore[arg-type]
+        budget=Budget(minutes=minutes),
+    )
+
+
+def built(
+    s: Spec,
+    abilities: Abilities = ALL,
+    onnx: OnnxModel | None = GRAPH,
+    is_torch: bool = True,
+    graph_failure: str | None = None,
+) -> Space:
+    failure = "no export" if onnx is None else None
+    return space(s, ENVIRONMENT, abilities, onnx=onnx, network_failure=failure, graph_failure=graph_failure, is_torch=is_torch)
+
+
+def reasons(s: Space) -> dict[str, str]:
+    return {refusal.what: refusal.reason for refusal in s.refusals}
+
+
+def test_everything_that_can_run_is_a_family_and_eager_is_the_baseline() -> None:
+    found = {(f.runner, f.shapes, f.prepost) for f in built(spec()).families}
+    assert found == {
+        ("torch-eager", "fixed", "host"),
+        ("torch-compile", "fixed", "host"),
+        ("onnxruntime", "fixed", "host"),
+        ("onnxruntime", "fixed", "graph"),
+        ("torch-eager", "minimal", "host"),
+        ("onnxruntime", "minimal", "host"),
+    }
+    assert built(spec()).baseline == Candidate(runner="torch-eager", threads=4)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_precision_that_cannot_help_on_this_machine_is_refused_with_the_reason(precision: str) -> None:
+    space_ = built(spec(precisions=("fp32", precision)))
+    assert precision in reasons(space_)
+    assert all(f.precision == "fp32" for f in space_.families)
+
+
+def test_no_compiler_refuses_torch_compile_with_the_reason_given() -> None:
+    space_ = built(spec(), replace(ALL, torch_compile=False, torch_compile_reason="no C++ compiler"))
+    assert reasons(space_)["torch-compile"] == "no C++ compiler"
+    assert all(f.runner != "torch-compile" for f in space_.families)
+
+
+def test_a_budget_that_compiling_would_spend_refuses_torch_compile() -> None:
+    assert "budget" in reasons(built(spec(minutes=1.5)))["torch-compile"]
+    assert "torch-compile" not in reasons(built(spec(minutes=10)))
+
+
+def test_a_failed_export_leaves_the_torch_runners() -> None:
+    space_ = built(spec(), onnx=None)
+    assert {f.runner for f in space_.families} == {"torch-eager", "torch-compile"}
+    assert "no export" in reasons(space_)["onnxruntime"]
+
+
+def test_an_onnx_file_starts_from_onnx_runtime_and_a_fixed_one_has_one_shape() -> None:
+    space_ = built(spec(), onnx=replace(GRAPH, dynamic=False), is_torch=False)
+    assert space_.baseline.runner == "onnxruntime"
+    assert space_.batches == (1,)
+    assert all(f.shapes == "fixed" for f in space_.families)
+    assert "the ONNX file fixes its input shape" in reasons(space_).values()
+
+
+@pytest.mark.parametrize("preprocess", [Preprocess(resize="stretch"), Preprocess(anchor="center")])
+def test_minimal_padding_only_where_the_letterbox_allows_it(preprocess: Preprocess) -> None:
+    space_ = built(spec(preprocess))
+    assert all(f.shapes == "fixed" for f in space_.families)
+    assert "minimal padding" in reasons(space_)
+
+
+def test_a_custom_head_has_no_graph_form() -> None:
+    space_ = built(spec(head="custom"), graph_failure="custom heads have no graph form")
+    assert all(f.prepost == "host" for f in space_.families)
+    assert "custom heads have no graph form" in reasons(space_).values()
+
+
+def test_neighbours_are_lawful_and_move_one_knob() -> None:
+    space_ = built(spec())
+    start = Candidate(runner="onnxruntime", threads=4)
+    near = space_.neighbours(start)
+    assert near == (replace(start, threads=2, concurrency=2), replace(start, batch=2))
+    assert all(space_.lawful(candidate) for candidate in near)
+    assert not space_.lawful(replace(start, concurrency=2))
+    graph = replace(start, prepost="graph")
+    assert all(candidate.batch == 1 for candidate in space_.neighbours(graph))
+    compiled = replace(start, runner="torch-compile")
+    assert all(candidate.batch == 1 for candidate in space_.neighbours(compiled))

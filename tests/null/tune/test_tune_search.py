@@ -1,0 +1,210 @@
+"""The search against a bench whose every figure is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from redline.errors import TrialError
+from redline.plan.candidates import Space
+from redline.records import (
+    Accuracy,
+    BoxMatch,
+    Candidate,
+    Determinism,
+    Knee,
+    Load,
+    MapDrop,
+    Objective,
+    ParityReport,
+    Trial,
+    Verdict,
+)
+from redline.tune.choose import choose
+from redline.tune.search import search
+
+EAGER = Candidate(runner="torch-eager", threads=2)
+ENGINE = Candidate(runner="onnxruntime", threads=2)
+OBJECTIVE = Objective(p95_ms=50, throughput=20)
+
+
+def load(rate: float, p95: float) -> Load:
+    return Load(
+        mode="closed",
+        offered_per_s=rate,
+        achieved_per_s=rate,
+        seconds=1,
+        requests=200,
+        errors=0,
+        mean_ms=p95 / 2,
+        p50_ms=p95 / 2,
+        p90_ms=p95,
+        p95_ms=p95,
+        p99_ms=p95,
+        max_ms=p95,
+        slip_p99_ms=0,
+        mean_batch=1,
+        histogram="",
+    )
+
+
+def report(answer: str) -> ParityReport:
+    drop = MapDrop(
+        reference_ap=0.5,
+        candidate_ap=0.5,
+        absolute=0,
+        absolute_low=0,
+        absolute_high=0,
+        relative_pct=0,
+        relative_low_pct=0,
+        relative_high_pct=0,
+        images=10,
+        resamples=10,
+        seed=0,
+        images_to_decide=None,
+    )
+    accuracy = Accuracy(
+        kind="map", ap=0.5, ap50=0.5, ap75=0.5, ap_small=None, ap_medium=None, ap_large=None, images=10, per_class=()
+    )
+    boxes = BoxMatch(floor=0.05, matched=1, missing=0, extra=0, lowest_iou=1, largest_score_delta=0)
+    return ParityReport(
+        tensors=(),
+        boxes=boxes,
+        accuracy=accuracy,
+        drop=drop,
+        determinism=Determinism(repeats=2, identical=True),
+        verdict=Verdict(answer=answer, reason="made up"),  # type: ignore[arg-type]
+    )
+
+
+@dataclass
+class Fake:
+    """Capacity of an engine is 40/s a thread in use, batch 2 adds 10 %, more loses; eager has a quarter of that."""
+
+    broken: set[str] = field(default_factory=set)
+    parities: dict[str, str] = field(default_factory=dict)
+    screened: list[Candidate] = field(default_factory=list)
+    spent: bool = False
+    unconfirmed: bool = False
+
+    def capacity(self, c: Candidate) -> float:
+        batch = {1: 1.0, 2: 1.1}.get(c.batch, 0.8)
+        spread = 1.0 if c.concurrency == 1 else 1.3
+        return (
+            {"torch-eager": 10, "torch-compile": 20, "onnxruntime": 40}[c.runner] * c.threads * c.concurrency * batch * spread
+        )
+
+    def trial(self, candidate: Candidate) -> Trial:
+        return Trial(candidate=candidate, digest=candidate.name, seconds=0)
+
+    def parity(self, candidate: Candidate) -> ParityReport:
+        if f"parity {candidate.runner}" in self.broken:
+            raise TrialError("no-run", "it does not run")
+        return report(self.parities.get(candidate.runner, "pass"))
+
+    def screen(self, candidate: Candidate) -> Load:
+        assert candidate not in self.screened, "measured twice"
+        self.screened.append(candidate)
+        if f"screen {candidate.runner}" in self.broken:
+            raise TrialError("oom", "out of memory")
+        return load(self.capacity(candidate), 1000 * candidate.batch * candidate.concurrency / self.capacity(candidate))
+
+    def at_objective(self, candidate: Candidate, *, repeat: int = 0) -> Load:
+        late = self.unconfirmed and repeat == 1 and candidate.runner == "onnxruntime"
+        return load(OBJECTIVE.throughput, 60 if late or self.capacity(candidate) < OBJECTIVE.throughput else 30)
+
+    def judge(self, measured: Load) -> Verdict:
+        return Verdict(answer="pass" if measured.p95_ms <= OBJECTIVE.p95_ms else "fail", reason=f"P95 {measured.p95_ms}")
+
+    def knee(self, candidate: Candidate, *, capacity: float) -> Knee:
+        return Knee(rate_per_s=0.8 * capacity, steps=())
+
+    def out_of_time(self) -> bool:
+        return self.spent
+
+
+def make_space(*families: Candidate) -> Space:
+    return Space(baseline=families[0], families=families, refusals=(), cores=2, batches=(1, 2, 4))
+
+
+def run(bench: Fake, *families: Candidate) -> tuple[tuple[Trial, ...], list[str]]:
+    notes: list[str] = []
+    return search(make_space(*families), bench, OBJECTIVE, notes.append), notes
+
+
+def test_the_climb_finds_the_best_knobs_and_the_choice_is_the_highest_rate_within_the_objective() -> None:
+    bench = Fake()
+    trials, _ = run(bench, EAGER, ENGINE)
+    assert trials[0].candidate == EAGER
+    choice, after = choose(trials, bench, OBJECTIVE, None)
+    assert choice.verdict.answer == "pass"
+    assert choice.candidate == replace(ENGINE, threads=1, concurrency=2, batch=2)
+    winner = next(t for t in after if t.digest == choice.trial)
+    assert winner.confirmation is not None
+    assert winner.knee is not None
+    assert winner.knee.rate_per_s == pytest.approx(0.8 * 40 * 2 * 1.1 * 1.3)
+
+
+def test_a_failing_family_is_data_and_the_search_goes_on() -> None:
+    bench = Fake(broken={"parity onnxruntime"})
+    trials, _ = run(bench, EAGER, ENGINE)
+    failed = next(t for t in trials if t.candidate == ENGINE)
+    assert failed.failure is not None
+    assert (failed.failure.stage, failed.failure.code) == ("parity", "no-run")
+    assert all(t.candidate.runner == "torch-eager" for t in trials if t.objective_load is not None)
+
+
+def test_an_inaccurate_family_is_never_loaded() -> None:
+    bench = Fake(parities={"onnxruntime": "fail"})
+    trials, _ = run(bench, EAGER, ENGINE)
+    assert all(c.runner == "torch-eager" for c in bench.screened)
+    choice, _ = choose(trials, bench, OBJECTIVE, None)
+    assert choice.candidate is not None
+    assert choice.candidate.runner == "torch-eager"
+
+
+def test_unproved_accuracy_gives_an_inconclusive_choice_not_a_pass() -> None:
+    bench = Fake(parities={"onnxruntime": "inconclusive", "torch-eager": "inconclusive"})
+    choice, _ = choose(run(bench, EAGER, ENGINE)[0], bench, OBJECTIVE, None)
+    assert choice.verdict.answer == "inconclusive"
+
+
+def test_a_winner_that_does_not_repeat_is_not_chosen() -> None:
+    bench = Fake(unconfirmed=True)
+    choice, after = choose(run(bench, EAGER, ENGINE)[0], bench, OBJECTIVE, None)
+    assert choice.candidate is not None
+    assert choice.candidate.runner == "torch-eager"
+    assert any(t.latency is not None and t.latency.answer == "fail" for t in after if t.candidate.runner == "onnxruntime")
+
+
+def test_nothing_fast_enough_fails_and_names_the_best_found() -> None:
+    bench = Fake()
+    trials, _ = run(bench, replace(EAGER, threads=1))
+    slow = tuple(
+        replace(t, latency=Verdict(answer="fail", reason="P95 60 ms"), objective_load=load(20, 60)) for t in trials if t.screen
+    )
+    choice, _ = choose(slow, bench, OBJECTIVE, None)
+    assert choice.verdict.answer == "fail"
+    assert "best found: torch-eager" in choice.verdict.reason
+
+
+def test_when_no_candidate_runs_the_reason_is_theirs() -> None:
+    bench = Fake(broken={"screen torch-eager"})
+    choice, _ = choose(run(bench, EAGER)[0], bench, OBJECTIVE, None)
+    assert choice.candidate is None
+    assert "out of memory" in choice.verdict.reason
+
+
+def test_a_spent_budget_stops_the_climb_and_says_what_was_left_out() -> None:
+    bench = Fake(spent=True)
+    _, notes = run(bench, EAGER, ENGINE)
+    assert set(bench.screened) == {EAGER, ENGINE}
+    assert any("budget" in note for note in notes)
+
+
+def test_the_choice_says_how_it_stands_against_torch_compile() -> None:
+    bench = Fake()
+    trials, _ = run(bench, EAGER, replace(EAGER, runner="torch-compile"), ENGINE)
+    choice, _ = choose(trials, bench, OBJECTIVE, None)
+    assert any(note.startswith("2.20x the rate of torch.compile") and "worth it" in note for note in choice.notes)
