@@ -1,0 +1,40 @@
+"""Records in, text and HTML out: report.html and the terminal summary. Knows nothing of how anything was measured.
+
+Importing this package is light; jinja2, Pillow, rich and hdrh load when something is rendered.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from redline.records import RunRecord
+
+__all__ = ["print_summary", "render_html", "write_report"]
+
+
+def render_html(record: RunRecord) -> str:
+    """The whole page: no script, no external request, images inline. Reads the picture files named in the record."""
+    from redline.report.page import page
+
+    return page(record)
+
+
+def write_report(record: RunRecord, folder: Path) -> Path:
+    """Write `folder`/report.html atomically and return its path. Raises StoreError if the folder cannot be written."""
+    from redline.store.disk import write_file
+
+    path = folder / "report.html"
+    write_file(path, render_html(record).encode("utf-8", "replace"), folder)
+    return path
+
+
+def print_summary(record: RunRecord, console: Console, folder: Path | None = None) -> None:
+    """Print the verdict, the choice, the trials and the refusals. `folder` is where run.json and report.html lie."""
+    from redline.report.text import summary
+
+    for part in summary(record, console.width, folder):
+        console.print(part)
