@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import onnxruntime as ort
 from redline.errors import TrialError
 
 if TYPE_CHECKING:
-    from redline.records.detect import Tensor
+    from redline.records.detect import Image, Tensor
 
 _FAILURES = (RuntimeError, ValueError, TypeError, OSError)  # onnxruntime's own exceptions derive from these
 
@@ -55,17 +54,16 @@ class OnnxRuntimeRunner:
 
 
 class GraphSession:
-    """An end-to-end graph: one uint8 image (H, W, 3) -> named arrays."""
+    """An end-to-end graph: one uint8 image (H, W, 3) -> boxes (K, 4), scores (K,), labels (K,)."""
 
     def __init__(self, path: str, *, threads: int, concurrent: bool) -> None:
         self.name = f"onnxruntime {ort.__version__} CPU, pre- and post-processing in the graph"
         self._session = open_session(path, threads=threads, concurrent=concurrent)
         self._input = self._session.get_inputs()[0].name
-        self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def __call__(self, image: np.ndarray[Any, np.dtype[np.uint8]]) -> Mapping[str, np.ndarray[Any, Any]]:
+    def __call__(self, image: Image) -> tuple[np.ndarray[Any, Any], ...]:
         try:
-            return dict(zip(self._outputs, self._session.run(self._outputs, {self._input: image}), strict=True))
+            return tuple(self._session.run(["boxes", "scores", "labels"], {self._input: image}))
         except _FAILURES as error:
             got = f"{_first_line(error)} (image {image.shape})"
             raise TrialError("engine-run", "ONNX Runtime failed on an image", got=got) from error

@@ -14,7 +14,7 @@ COMPILE_MINUTES = 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """`families`: one starting candidate each (all cores, batch 1, one in flight). `threads`, `batches`, `flights`: the knobs."""
+    """`families`: one starting candidate each (all cores, batch 1, one in flight). `batches`: what the batch knob may be."""
 
     baseline: Candidate
     families: tuple[Candidate, ...]

@@ -10,6 +10,8 @@ from redline.errors import TrialError
 from redline.records import Candidate, Failure, Knee, Load, Objective, ParityReport, Trial, Verdict
 
 FINALISTS = 3
+ALWAYS = 2
+"""The baseline and the best candidate are measured at the objective's rate however little time is left."""
 
 
 class Lawful(Protocol):
@@ -31,7 +33,7 @@ class Bench(Protocol):
     def at_objective(self, candidate: Candidate, *, repeat: int = 0) -> Load: ...
     def judge(self, load: Load) -> Verdict: ...
     def knee(self, candidate: Candidate, *, capacity: float) -> Knee: ...
-    def out_of_time(self) -> bool: ...
+    def out_of_time(self, *, climbing: bool = False) -> bool: ...
 
 
 def search(space: Lawful, bench: Bench, objective: Objective, note: Callable[[str], None]) -> tuple[Trial, ...]:
@@ -43,8 +45,8 @@ def search(space: Lawful, bench: Bench, objective: Objective, note: Callable[[st
     for family in live:
         trials[family] = _screened(trials[family], bench)
     _climb(space, bench, objective, trials, live, note)
-    for candidate in _finalists(space, objective, trials):
-        if bench.out_of_time() and candidate != space.baseline:
+    for place, candidate in enumerate(_finalists(space, objective, trials)):
+        if place >= ALWAYS and bench.out_of_time():
             note(f"the budget is spent: {candidate.name} was not measured at the objective's rate")
             continue
         trials[candidate] = _finished(trials[candidate], bench)
@@ -66,7 +68,7 @@ def _climb(
             for there in space.neighbours(here):
                 if there in trials:
                     continue
-                if bench.out_of_time():
+                if bench.out_of_time(climbing=True):
                     note(f"the budget ended the search at {here.name}: its neighbours were not tried")
                     return
                 trials[there] = _screened(replace(bench.trial(there), parity=trials[family].parity), bench)

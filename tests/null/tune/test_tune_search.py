@@ -120,7 +120,7 @@ class Fake:
     def knee(self, candidate: Candidate, *, capacity: float) -> Knee:
         return Knee(rate_per_s=0.8 * capacity, steps=())
 
-    def out_of_time(self) -> bool:
+    def out_of_time(self, *, climbing: bool = False) -> bool:
         return self.spent
 
 

@@ -1,0 +1,99 @@
+"""A candidate made ready to answer: built, joined with its pre- and post-processing, fed with encoded images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from redline import vision
+from redline.data import read_bytes, request_order
+from redline.engine.build import build_runner, engine_digest
+from redline.predict import GraphPredictor, Predictor
+from redline.records import Candidate
+
+if TYPE_CHECKING:
+    from redline.engine.onnxruntime_runner import GraphSession
+    from redline.prepare import Graphs, Subject
+    from redline.records import Runner
+
+LOAD_IMAGES = 256
+"""Length of the request mix, which is then repeated; its encoded images are held in memory."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mix:
+    """Encoded images in an order whose shapes follow the traffic."""
+
+    encoded: tuple[bytes, ...]
+    source_hw: tuple[tuple[int, int], ...]
+
+    def at(self, request: int) -> bytes:
+        return self.encoded[request % len(self.encoded)]
+
+
+def request_mix(subject: Subject) -> Mix:
+    images = subject.dataset.images
+    order = request_order(subject.dataset, subject.traffic, LOAD_IMAGES, 0)
+    once = {index: read_bytes(images[index]) for index in set(order)}
+    return Mix(tuple(once[i] for i in order), tuple((images[i].height, images[i].width) for i in order))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Live:
+    """`predict` is thread-safe. `build_seconds`: from nothing to the first answer (torch.compile compiles in it)."""
+
+    candidate: Candidate
+    predict: Predictor | GraphPredictor
+    runner: Runner | GraphSession
+    mix: Mix
+    input_hw: tuple[tuple[int, int], ...]
+    """Network input size of each request of the mix."""
+    build_seconds: float
+
+    def target(self, requests: Sequence[int]) -> None:
+        self.predict.from_bytes([self.mix.at(request) for request in requests])
+
+    def same_batch(self, request: int) -> tuple[int, int]:
+        return self.input_hw[request % len(self.input_hw)]
+
+    def warm_up_requests(self) -> list[list[int]]:
+        """One inference for every distinct input size, alone and in a full batch."""
+        first = {size: index for index, size in reversed(list(enumerate(self.input_hw)))}
+        sizes = sorted({1, self.candidate.batch})
+        return [[index] * size for index in first.values() for size in sizes]
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+def open_live(subject: Subject, graphs: Graphs, candidate: Candidate, mix: Mix) -> Live:
+    """Raises TrialError if the candidate cannot be built or does not answer."""
+    started = time.perf_counter()
+    detector, preprocess = subject.detector, subject.detector.preprocess
+    runner: Runner | GraphSession
+    predict: Predictor | GraphPredictor
+    if candidate.prepost == "graph" and graphs.end_to_end is not None:
+        from redline.engine.onnxruntime_runner import GraphSession
+
+        session = GraphSession(graphs.end_to_end.path, threads=candidate.threads, concurrent=candidate.concurrency > 1)
+        runner, predict = session, GraphPredictor(session)
+    else:
+        runner = build_runner(detector, graphs.network, candidate)
+        predict = Predictor(runner, preprocess, detector.head, detector.postprocess, candidate.shapes)
+    predict.from_bytes([mix.at(0)])
+    return Live(
+        candidate=candidate,
+        predict=predict,
+        runner=runner,
+        mix=mix,
+        input_hw=tuple(vision.input_size(hw, preprocess, candidate.shapes) for hw in mix.source_hw),
+        build_seconds=time.perf_counter() - started,
+    )
+
+
+def identity(subject: Subject, graphs: Graphs, candidate: Candidate) -> str:
+    """Digest of the compiled network: of the end-to-end graph where pre- and post-processing are inside."""
+    graph = graphs.end_to_end if candidate.prepost == "graph" else graphs.network
+    return engine_digest(subject.detector, graph, candidate)

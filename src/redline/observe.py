@@ -1,0 +1,189 @@
+"""What each family of candidates makes of the evaluation set, against the FP32 reference; every set of detections is kept."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from redline import parity, vision
+from redline.data import read_bytes
+from redline.predict import Predictor
+from redline.records import Candidate, Detections, Determinism, ImageRef, ParityReport, Picture, PictureBox
+
+if TYPE_CHECKING:
+    from redline.live import Live
+    from redline.prepare import Subject
+    from redline.progress import Progress
+    from redline.records.detect import Image
+
+PARITY_IMAGES = 4
+"""Images whose raw outputs are compared tensor by tensor."""
+REPEATS = 3
+PICTURES = 6
+PICTURE_FLOOR = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """Detections of all images as a compressed npz: boxes (K, 4), scores (K,), labels (K,), counts (images,)."""
+
+    npz_base64: str
+
+
+class Once(Protocol):
+    """Runs `compute` unless its result for this candidate is known."""
+
+    def __call__(self, stage: str, candidate: Candidate, kind: str, type: Any, compute: Callable[[], Any]) -> Any: ...
+
+
+class Observer:
+    """`live` opens a candidate; `baseline` is the FP32 reference that all others are compared with."""
+
+    def __init__(
+        self, subject: Subject, baseline: Candidate, once: Once, live: Callable[[Candidate], Live], progress: Progress
+    ) -> None:
+        self._subject, self._baseline, self._once, self._live, self._progress = subject, baseline, once, live, progress
+        self._truth: parity.GroundTruth | None = None
+        self._reference: parity.Observed | None = None
+        self._raw: dict[str, tuple[tuple[np.ndarray[Any, Any], ...], ...]] = {}
+
+    def parity(self, candidate: Candidate) -> ParityReport:
+        """Raises TrialError if the candidate does not run, BadInput if an evaluation image cannot be read."""
+        report: ParityReport = self._once("parity", candidate, "parity", ParityReport, lambda: self._compare(candidate))
+        return report
+
+    def detections(self, candidate: Candidate) -> tuple[Detections, ...]:
+        """One an evaluation image, in order; measured once and kept."""
+        packed = self._once("detections", family(candidate), "detections", Packed, lambda: self._detect(family(candidate)))
+        return unpack(packed)
+
+    def pictures(self, candidate: Candidate) -> tuple[Picture, ...]:
+        """The first labelled images with the most boxes, for the eye: ground truth beside what was found."""
+        dataset, labels = self._subject.dataset, self._subject.spec.model.labels
+        names = {category.id: category.name for category in dataset.categories}
+        by_index = [category.name for category in dataset.categories]
+        found = self.detections(candidate)
+
+        def name(label: int) -> str:
+            known = names.get(label) if labels == "category-id" else by_index[label] if label < len(by_index) else None
+            return known or f"class {label}"
+
+        truths = dataset.truths or ()
+        order = range(len(dataset.images))
+        chosen = sorted(sorted(order, key=lambda i: -len(truths[i].boxes) if truths else 0)[:PICTURES])
+        return tuple(
+            Picture(
+                path=dataset.images[i].path,
+                height=dataset.images[i].height,
+                width=dataset.images[i].width,
+                truth=_truth_boxes(truths[i].boxes, [names[c] for c in truths[i].category_ids]) if truths else (),
+                found=_found_boxes(found[i], name),
+            )
+            for i in chosen
+        )
+
+    def _compare(self, candidate: Candidate) -> ParityReport:
+        # All of the reference's part first: only one runner is open at a time, and some take a minute to build.
+        subject, reference = self._subject, self._observed_reference()
+        if candidate.prepost == "host":
+            reference = replace(reference, outputs=self._outputs(replace(self._baseline, shapes=candidate.shapes)))
+        names = [output.name for output in subject.detector.facts.outputs]
+        seen = parity.observe(self._ground_truth(), self.detections(candidate), self._outputs(candidate))
+        images = self._images(1)
+        predict = self._live(candidate).predict
+        runs = [_arrays(predict, images) for _ in range(REPEATS)]
+        steady = all(np.array_equal(a, b, equal_nan=True) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+        return parity.compare(
+            reference,
+            seen,
+            names=names,
+            precision=candidate.precision,
+            determinism=Determinism(repeats=REPEATS, identical=steady),
+            budget_pct=subject.spec.objective.map_drop_pct,
+            evidence=subject.spec.objective.map_evidence,
+        )
+
+    def _ground_truth(self) -> parity.GroundTruth:
+        if self._truth is None:
+            found = self.detections(self._baseline)
+            self._truth = parity.ground_truth(self._subject.dataset, found, self._subject.spec.model.labels)
+        return self._truth
+
+    def _observed_reference(self) -> parity.Observed:
+        if self._reference is None:
+            self._reference = parity.observe(self._ground_truth(), self.detections(self._baseline))
+        return self._reference
+
+    def _detect(self, candidate: Candidate) -> Packed:
+        live, images = self._live(candidate), self._subject.dataset.images
+        with self._progress.stage(f"detections of {candidate.name}", len(images)) as advance:
+            found = []
+            for image in images:
+                found += live.predict([_decoded(image)])
+                advance()
+        return pack(found)
+
+    def _outputs(self, candidate: Candidate) -> tuple[tuple[np.ndarray[Any, Any], ...], ...]:
+        key = candidate.name
+        if key not in self._raw:
+            predict = self._live(candidate).predict
+            raw = predict.raw(self._images(PARITY_IMAGES))[0] if isinstance(predict, Predictor) else []
+            self._raw[key] = tuple(raw)
+        return self._raw[key]
+
+    def _images(self, count: int) -> list[Image]:
+        return [_decoded(image) for image in self._subject.dataset.images[:count]]
+
+
+def family(candidate: Candidate) -> Candidate:
+    """The candidate that stands for all of equal accuracy: batch 1, one in flight."""
+    return replace(candidate, batch=1, concurrency=1)
+
+
+def pack(found: Sequence[Detections]) -> Packed:
+    stream = io.BytesIO()
+    np.savez_compressed(
+        stream,
+        boxes=np.concatenate([one.boxes for one in found]),
+        scores=np.concatenate([one.scores for one in found]),
+        labels=np.concatenate([one.labels for one in found]),
+        counts=np.array([len(one.scores) for one in found], np.int64),
+    )
+    return Packed(npz_base64=base64.b64encode(stream.getvalue()).decode())
+
+
+def unpack(packed: Packed) -> tuple[Detections, ...]:
+    with np.load(io.BytesIO(base64.b64decode(packed.npz_base64))) as arrays:
+        ends = np.cumsum(arrays["counts"])[:-1]
+        columns = [np.split(arrays[name], ends) for name in ("boxes", "scores", "labels")]
+    return tuple(Detections(boxes=b, scores=s, labels=label) for b, s, label in zip(*columns, strict=True))
+
+
+def _decoded(image: ImageRef) -> Image:
+    return vision.decode(read_bytes(image), name=image.path)
+
+
+def _arrays(predict: Any, images: list[Image]) -> list[np.ndarray[Any, Any]]:
+    """Raw outputs where there are any, detections otherwise."""
+    if isinstance(predict, Predictor):
+        return [array for outputs in predict.raw(images)[0] for array in outputs]
+    return [array for one in predict(images) for array in (one.boxes, one.scores, one.labels)]
+
+
+def _truth_boxes(boxes: Sequence[tuple[float, float, float, float]], names: Sequence[str]) -> tuple[PictureBox, ...]:
+    corners = [(x, y, x + width, y + height) for x, y, width, height in boxes]
+    return tuple(PictureBox(xyxy=xyxy, label=name, score=None) for xyxy, name in zip(corners, names, strict=True))
+
+
+def _found_boxes(found: Detections, name: Callable[[int], str]) -> tuple[PictureBox, ...]:
+    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    return tuple(
+        PictureBox(xyxy=(box[0], box[1], box[2], box[3]), label=name(label), score=score)
+        for box, score, label in rows
+        if score >= PICTURE_FLOOR
+    )

@@ -1,0 +1,92 @@
+"""What a run is about: the data, the detector and its graphs, loaded and checked before anything is measured."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from redline.errors import TrialError
+from redline.records import Dataset, Detector, OnnxModel, Spec, Traffic
+from redline.store import Journal, Store, digest_of
+from redline.store.tools import tool_versions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redline.progress import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Subject:
+    spec: Spec
+    dataset: Dataset
+    traffic: Traffic
+    detector: Detector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graphs:
+    """The exported network and the same with pre- and post-processing inside; where there is none, why."""
+
+    network: OnnxModel | None
+    network_failure: str | None
+    end_to_end: OnnxModel | None
+    end_to_end_failure: str | None
+
+
+def subject(spec: Spec, progress: Progress) -> Subject:
+    """Raises BadInput if the data or the model cannot be used as given."""
+    from redline.data import load_dataset, load_traffic
+    from redline.model.load import check_head, load_detector
+
+    with progress.stage("data"):
+        dataset = load_dataset(spec.data.evaluate)
+        traffic = load_traffic(spec.data.traffic, dataset)
+    with progress.stage("model"):
+        detector = load_detector(spec.model)
+        check_head(detector)
+    return Subject(spec=spec, dataset=dataset, traffic=traffic, detector=detector)
+
+
+def graphs(subject: Subject, store: Store, journal: Journal, progress: Progress) -> Graphs:
+    """Export once; a model that cannot be exported still has its torch runners."""
+    from redline.export import export_end_to_end, export_onnx
+
+    detector = subject.detector
+    key = {"model": detector.facts.digest, "preprocess": detector.preprocess, "head": detector.head, "tools": tool_versions()}
+
+    def once(stage: str, key: dict[str, object], export: Callable[[Path], OnnxModel], parents: tuple[str, ...]) -> OnnxModel:
+        def compute() -> OnnxModel:
+            with tempfile.TemporaryDirectory(prefix="redline-") as folder:
+                model = export(Path(folder))
+                digest = store.put_file(Path(model.path), kind="onnx", parents=parents, stage=stage)
+            return replace(model, digest=digest, path="")
+
+        model = store.once(
+            stage=stage, key=key, kind="onnx-model", type=OnnxModel, compute=compute, parents=parents, journal=journal
+        )
+        return replace(model, path=str(store.path(model.digest)))
+
+    with progress.stage("export"):
+        try:
+            network = once("export", key, lambda f: export_onnx(detector, f, input_hw=detector.preprocess.size), ())
+        except TrialError as error:
+            return Graphs(network=None, network_failure=error.text(), end_to_end=None, end_to_end_failure="no network graph")
+    with progress.stage("export with pre- and post-processing"):
+        whole = {"network": network.digest, "postprocess": detector.postprocess, **key}
+
+        def end_to_end(folder: Path) -> OnnxModel:
+            return export_end_to_end(network, folder, detector.preprocess, detector.head, detector.postprocess, "fixed")
+
+        try:
+            graph = once("export-end-to-end", whole, end_to_end, (network.digest,))
+        except TrialError as error:
+            return Graphs(network=network, network_failure=None, end_to_end=None, end_to_end_failure=error.text())
+    return Graphs(network=network, network_failure=None, end_to_end=graph, end_to_end_failure=None)
+
+
+def run_id(spec: Spec) -> str:
+    """The spec file's name and a digest of what it says: the same spec resumes the same run."""
+    return f"{Path(spec.path).stem}-{digest_of(replace(spec, path=''))[:8]}"

@@ -1,0 +1,250 @@
+"""Measures one candidate at a time, and each measurement once: joins the live candidate, measure and the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from redline.live import Live, identity, open_live, request_mix
+from redline.measure.knee import find_knee
+from redline.measure.load import closed_loop, open_loop
+from redline.measure.verdict import judge_latency, noise_pilot
+from redline.measure.warm import warm_up
+from redline.observe import Observer
+from redline.records import Candidate, Choice, Knee, Load, Noise, ParityReport, Picture, Trial, Verdict
+from redline.store import Journal, Store, digest_of
+
+if TYPE_CHECKING:
+    from redline.prepare import Graphs, Subject
+    from redline.progress import Progress
+    from redline.records import Environment
+
+T = TypeVar("T")
+
+PROTOCOL = 1
+"""Raise it when the meaning of a measurement changes: what was measured before is then measured again."""
+SCREEN_S = 2.0
+SHORTEST_S = 3.0
+OBJECTIVE_REQUESTS, OBJECTIVE_S = 200, 30.0
+"""Requests of a load that a verdict rests on (about ten lie above its P95), and its longest duration."""
+STEP_REQUESTS, STEP_S = 80, 10.0
+"""The same for a step of the search for the knee and for the A/A pilot; 72 is the least for a P95 (`requests_needed`)."""
+WARM_UP_S = 3.0
+CLIMB_SHARE = 0.5
+"""Share of the budget after which the climb stops, so that the finalists can be measured."""
+PILOT_LOAD = 0.5
+"""The A/A pilot runs at the objective's rate, or at this share of the capacity if that is less."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    seconds: float
+    """From nothing to the first answer."""
+
+
+class Workbench:
+    """A `tune.Bench`. One runner is open at a time; a second run on this machine waits while the first one measures."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        graphs: Graphs,
+        *,
+        baseline: Candidate,
+        store: Store,
+        journal: Journal,
+        environment: Environment,
+        progress: Progress,
+        salt: str,
+    ) -> None:
+        self._subject, self._graphs, self._store, self._journal, self._progress = subject, graphs, store, journal, progress
+        self._common = _conditions(subject, environment, salt)
+        self._mix = request_mix(subject)
+        self._observer = Observer(subject, baseline, self._once, self._open, progress)
+        self._live: Live | None = None
+        self._warm = False
+        self._noise: Noise | None = None
+        self._capacity: dict[Candidate, float] = {}
+        self._spent: dict[Candidate, float] = {}
+        self._started = time.monotonic()
+
+    @property
+    def noise(self) -> Noise | None:
+        return self._noise
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.close()
+            self._live = None
+
+    def trial(self, candidate: Candidate) -> Trial:
+        return Trial(candidate=candidate, digest=digest_of(self._key(candidate)), seconds=0.0)
+
+    def parity(self, candidate: Candidate) -> ParityReport:
+        return self._observer.parity(candidate)
+
+    def pictures(self, choice: Choice) -> tuple[Picture, ...]:
+        return self._observer.pictures(choice.candidate) if choice.candidate is not None else ()
+
+    def screen(self, candidate: Candidate) -> Load:
+        """Short closed loop with every place taken: capacity."""
+
+        def load(live: Live) -> Load:
+            return closed_loop(
+                live.target,
+                concurrency=candidate.concurrency,
+                batch=candidate.batch,
+                seconds=SCREEN_S,
+                same_batch=live.same_batch,
+            )
+
+        found = self._measured("screen", candidate, {}, load)
+        self._capacity[candidate] = found.achieved_per_s
+        return found
+
+    def at_objective(self, candidate: Candidate, *, repeat: int = 0) -> Load:
+        if repeat:
+            self.close()  # a confirmation is built afresh
+        if self._noise is None:
+            self._noise = self._pilot()
+        return self._open_loop("objective", candidate, self._objective.throughput, seed=repeat)
+
+    def judge(self, load: Load) -> Verdict:
+        return judge_latency(load, p95_ms=self._objective.p95_ms, noise=self._noise, rate=self._objective.throughput)
+
+    def knee(self, candidate: Candidate, *, capacity: float) -> Knee:
+        """Search between 5 % and 110 % of the screened capacity."""
+        visits: dict[float, int] = {}
+
+        def at(rate: float) -> Load:
+            visits[rate] = visits.get(rate, -1) + 1
+            return self._open_loop("step", candidate, rate, seed=visits[rate])
+
+        return find_knee(
+            at,
+            p95_ms=self._objective.p95_ms,
+            start_rate=0.7 * capacity,
+            low=0.05 * capacity,
+            high=1.1 * capacity,
+            noise=self._noise,
+            deadline=max(self._ends, time.monotonic() + 4 * SHORTEST_S),
+        )
+
+    def out_of_time(self, *, climbing: bool = False) -> bool:
+        share = CLIMB_SHARE if climbing else 1.0
+        return time.monotonic() > self._started + share * (self._ends - self._started)
+
+    def complete(self, trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
+        """The trials with what each one took and the identity of what was built."""
+        return tuple(self._completed(trial) for trial in trials)
+
+    @property
+    def _objective(self) -> Any:
+        return self._subject.spec.objective
+
+    @property
+    def _ends(self) -> float:
+        return self._started + 60 * self._subject.spec.budget.minutes
+
+    def _completed(self, trial: Trial) -> Trial:
+        spent = self._spent.get(trial.candidate, 0.0)
+        if trial.failure is not None and trial.screen is None:
+            return replace(trial, seconds=spent)
+        engine = identity(self._subject, self._graphs, trial.candidate)
+        build = self._once(
+            "build", trial.candidate, "build", Build, lambda: Build(seconds=self._open(trial.candidate).build_seconds)
+        )
+        return replace(trial, seconds=spent, engine=engine, build_seconds=build.seconds)
+
+    def _timed_build(self, candidate: Candidate) -> Build:
+        self.close()
+        live = open_live(self._subject, self._graphs, candidate, self._mix)
+        live.close()
+        return Build(seconds=live.build_seconds)
+
+    def _pilot(self) -> Noise | None:
+        """A/A on the candidate of highest capacity."""
+        if not self._capacity:
+            return None
+        best = max(self._capacity, key=lambda c: self._capacity[c])
+        rate = min(self._objective.throughput, PILOT_LOAD * self._capacity[best])
+        visits = iter(range(100))
+        return noise_pilot(lambda: self._open_loop("pilot", best, rate, seed=0, visit=next(visits)))
+
+    def _open_loop(self, stage: str, candidate: Candidate, rate: float, *, seed: int, visit: int = 0) -> Load:
+        requests, longest = (OBJECTIVE_REQUESTS, OBJECTIVE_S) if stage == "objective" else (STEP_REQUESTS, STEP_S)
+        seconds = min(max(SHORTEST_S, requests / rate), longest)
+
+        def load(live: Live) -> Load:
+            return open_loop(
+                live.target,
+                rate_per_s=rate,
+                seconds=seconds,
+                concurrency=candidate.concurrency,
+                batch=candidate.batch,
+                seed=seed,
+                same_batch=live.same_batch,
+                max_backlog_s=max(2.0, 10 * self._objective.p95_ms / 1000),
+            )
+
+        return self._measured(stage, candidate, {"rate": rate, "seconds": seconds, "seed": seed, "visit": visit}, load)
+
+    def _measured(self, stage: str, candidate: Candidate, protocol: dict[str, Any], load: Callable[[Live], Load]) -> Load:
+        def compute() -> Load:
+            with self._store.lock("measure"):
+                live = self._open(candidate)
+                at = f" at {protocol['rate']:.1f}/s" if "rate" in protocol else ""
+                with self._progress.stage(f"{stage} {candidate.name}{at}"):
+                    if not self._warm:
+                        warm_up(live.target, requests=live.warm_up_requests(), window=3, max_seconds=WARM_UP_S)
+                        self._warm = True
+                    return load(live)
+
+        found: Load = self._once(stage, candidate, "load", Load, compute, protocol)
+        return found
+
+    def _open(self, candidate: Candidate) -> Live:
+        if self._live is None or self._live.candidate != candidate:
+            self.close()
+            self._live, self._warm = open_live(self._subject, self._graphs, candidate, self._mix), False
+            seconds = self._live.build_seconds
+            self._once("build", candidate, "build", Build, lambda: Build(seconds=seconds))
+        return self._live
+
+    def _once(
+        self,
+        stage: str,
+        candidate: Candidate,
+        kind: str,
+        type: type[T],
+        compute: Callable[[], T],
+        protocol: dict[str, Any] | None = None,
+    ) -> T:
+        started = time.perf_counter()
+        try:
+            key = {**self._key(candidate), "how": protocol or {}}
+            return self._store.once(stage=stage, key=key, kind=kind, type=type, compute=compute, journal=self._journal)
+        finally:
+            self._spent[candidate] = self._spent.get(candidate, 0.0) + time.perf_counter() - started
+
+    def _key(self, candidate: Candidate) -> dict[str, Any]:
+        return {"candidate": candidate, "engine": identity(self._subject, self._graphs, candidate), **self._common}
+
+
+def _conditions(subject: Subject, environment: Environment, salt: str) -> dict[str, Any]:
+    """What else a measurement depends on."""
+    detector = subject.detector
+    return {
+        "data": subject.dataset.digest,
+        "traffic": subject.traffic.shapes,
+        "preprocess": detector.preprocess,
+        "postprocess": detector.postprocess,
+        "head": detector.head,
+        "labels": subject.spec.model.labels,
+        "objective": subject.spec.objective,
+        "machine": digest_of([environment.cpu, environment.cores, environment.python, environment.libraries]),
+        "protocol": PROTOCOL,
+        "salt": salt,
+    }
