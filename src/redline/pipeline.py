@@ -6,19 +6,26 @@ Every stage is remembered by the digest of its inputs, so a run that was killed 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redline.records import SCHEMA_VERSION, DataFacts, RunRecord, Spec
+from redline.doctor import abilities, inspect_machine
+from redline.plan.candidates import Abilities, Space, space
+from redline.prepare import Graphs, Subject, export_graphs, load_subject, run_id
+from redline.progress import Progress
+from redline.records import SCHEMA_VERSION, Choice, DataFacts, Environment, RunRecord, Spec, Trial
+from redline.report import write_report
 from redline.store import Journal, Store, dump
 from redline.store.disk import write_file
+from redline.tune.choose import choose
+from redline.tune.search import search
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from redline.doctor import Ability
-    from redline.plan.candidates import Abilities
+    from redline.workbench import Workbench
 
 
 def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunRecord:
@@ -26,58 +33,69 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
 
     `fresh` measures everything again. Raises BadInput for what the user can mend, StoreError if the folder cannot be written.
     """
-    from redline import doctor, prepare
-    from redline.plan.candidates import space
-    from redline.progress import Progress
-    from redline.report import write_report
-    from redline.tune.choose import choose
-    from redline.tune.search import search
     from redline.workbench import Workbench
 
-    started, clock = datetime.now(timezone.utc), time.perf_counter()
+    started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
     progress = Progress(console)
-    environment = doctor.inspect_machine()
-    folder = runs / prepare.run_id(spec)
+    environment = inspect_machine()
+    folder = runs / run_id(spec)
     store, journal = Store(runs / "store", on_wait=progress.note), Journal(folder / "journal.jsonl")
 
-    subject = prepare.subject(spec, progress)
-    graphs = prepare.graphs(subject, store, journal, progress)
-    candidates = space(
-        spec,
+    subject = load_subject(spec, progress)
+    graphs = export_graphs(subject, store, journal, progress)
+    candidates = _candidates(subject, graphs, environment)
+    salt = started if fresh else ""
+    bench = Workbench(subject, graphs, candidates.baseline, store, journal, environment, progress, salt)
+    notes: list[str] = []
+    try:
+        trials = search(candidates, bench, spec.objective, notes.append)
+        choice, trials = choose(trials, bench, spec.objective, bench.noise)
+        trials = bench.complete(trials)
+        record = _record(subject, graphs, candidates, bench, environment, trials, choice, tuple(notes))
+    finally:
+        bench.close()
+    record = replace(record, id=folder.name, started=started, seconds=time.perf_counter() - clock)
+    write_file(folder / "run.json", dump(record, indent=2), store.scratch)
+    write_report(record, folder)
+    return record
+
+
+def _candidates(subject: Subject, graphs: Graphs, environment: Environment) -> Space:
+    by_name = {ability.name: ability for ability in abilities(environment)}
+    compiling = by_name["torch-compile"]
+    return space(
+        subject.spec,
         environment,
-        _abilities(doctor.abilities(environment)),
+        Abilities(
+            torch_compile=compiling.available,
+            torch_compile_reason=compiling.detail,
+            onnxruntime=by_name["onnxruntime"].available,
+        ),
         onnx=graphs.network,
         network_failure=graphs.network_failure,
         graph_failure=graphs.end_to_end_failure,
         is_torch=subject.detector.module is not None,
     )
-    salt = started.isoformat() if fresh else ""
-    bench = Workbench(
-        subject,
-        graphs,
-        baseline=candidates.baseline,
-        store=store,
-        journal=journal,
-        environment=environment,
-        progress=progress,
-        salt=salt,
-    )
-    notes: list[str] = []
-    try:
-        trials = search(candidates, bench, spec.objective, notes.append)
-        choice, trials = choose(trials, bench, spec.objective, bench.noise)
-        trials, pictures = bench.complete(trials), bench.pictures(choice)
-    finally:
-        bench.close()
 
+
+def _record(
+    subject: Subject,
+    graphs: Graphs,
+    candidates: Space,
+    bench: Workbench,
+    environment: Environment,
+    trials: tuple[Trial, ...],
+    choice: Choice,
+    notes: tuple[str, ...],
+) -> RunRecord:
     dataset = subject.dataset
     boxes = sum(len(truth.boxes) for truth in dataset.truths) if dataset.truths is not None else None
-    record = RunRecord(
+    return RunRecord(
         schema_version=SCHEMA_VERSION,
-        id=folder.name,
-        started=started.isoformat(timespec="seconds"),
-        seconds=time.perf_counter() - clock,
-        spec=spec,
+        id="",
+        started="",
+        seconds=0.0,
+        spec=subject.spec,
         environment=environment,
         model=subject.detector.facts,
         data=DataFacts(
@@ -85,25 +103,10 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
         ),
         onnx=graphs.network,
         noise=bench.noise,
-        baseline=trials[0],
+        baseline=next(trial for trial in trials if trial.candidate == candidates.baseline),
         trials=trials,
         refusals=candidates.refusals,
         choice=choice,
-        pictures=pictures,
-        notes=tuple(notes),
-    )
-    write_file(folder / "run.json", dump(record, indent=2), store.scratch)
-    write_report(record, folder)
-    return record
-
-
-def _abilities(found: tuple[Ability, ...]) -> Abilities:
-    from redline.plan.candidates import Abilities
-
-    by_name = {ability.name: ability for ability in found}
-    compiling = by_name["torch-compile"]
-    return Abilities(
-        torch_compile=compiling.available,
-        torch_compile_reason=compiling.detail,
-        onnxruntime=by_name["onnxruntime"].available,
+        pictures=bench.pictures(choice),
+        notes=notes,
     )

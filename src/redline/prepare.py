@@ -36,7 +36,7 @@ class Graphs:
     end_to_end_failure: str | None
 
 
-def subject(spec: Spec, progress: Progress) -> Subject:
+def load_subject(spec: Spec, progress: Progress) -> Subject:
     """Raises BadInput if the data or the model cannot be used as given."""
     from redline.data import load_dataset, load_traffic
     from redline.model.load import check_head, load_detector
@@ -50,7 +50,7 @@ def subject(spec: Spec, progress: Progress) -> Subject:
     return Subject(spec=spec, dataset=dataset, traffic=traffic, detector=detector)
 
 
-def graphs(subject: Subject, store: Store, journal: Journal, progress: Progress) -> Graphs:
+def export_graphs(subject: Subject, store: Store, journal: Journal, progress: Progress) -> Graphs:
     """Export once; a model that cannot be exported still has its torch runners."""
     from redline.export import export_end_to_end, export_onnx
 

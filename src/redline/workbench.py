@@ -51,7 +51,6 @@ class Workbench:
         self,
         subject: Subject,
         graphs: Graphs,
-        *,
         baseline: Candidate,
         store: Store,
         journal: Journal,

@@ -34,7 +34,7 @@ def engine_digest(detector: Detector, onnx: OnnxModel | None, candidate: Candida
     libraries = ("onnxruntime", "onnxruntime-gpu") if candidate.runner == "onnxruntime" else ("torch",)
     source = onnx.digest if onnx is not None and candidate.runner == "onnxruntime" else detector.facts.digest
     options = [candidate.runner, candidate.precision, candidate.device, candidate.threads, candidate.concurrency > 1]
-    return digest_of([source, library, [_version(library) for library in libraries], *options])
+    return digest_of([source, [_version(library) for library in libraries], *options])
 
 
 def _version(library: str) -> str | None:

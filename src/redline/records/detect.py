@@ -117,6 +117,8 @@ class ModelFacts:
     classes: int | None
     """None where the head does not say (detections)."""
     origin: Literal["torch", "onnx"]
+    notes: tuple[str, ...] = ()
+    """What a reader should know of the weights, such as NaN in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -154,6 +156,8 @@ class OnnxModel:
     checks: tuple[ShapeCheck, ...]
     fallback_reason: str | None = None
     """Why the first exporter was not used."""
+    notes: tuple[str, ...] = ()
+    """What was changed in a given file, or what the exporter warned of."""
 
 
 class Runner(Protocol):

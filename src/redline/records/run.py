@@ -167,6 +167,8 @@ class Load:
     histogram: str
     """HdrHistogram, microseconds, encoded (mergeable)."""
     first_error: str | None = None
+    unfinished: int = 0
+    """Still waiting when the generator gave up on an overloaded target; counted with their age then. Hung ones are errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +205,8 @@ class Trial:
     """Open-loop Poisson at the objective's throughput."""
     knee: Knee | None = None
     latency: Verdict | None = None
+    confirmation: Load | None = None
+    """The winner's objective load again, on a freshly built runner with new arrivals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,176 @@
+"""The verbs as functions: what the command line does, with records as results. Everything is imported when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from redline import store
+    from redline.doctor import Ability
+    from redline.records import Environment, RunRecord, Spec
+    from redline.spec import Written
+    from redline.store import Lineage, Reclaimed
+
+RUNS = Path("runs")
+STORE = "store"
+RECORD = "run.json"
+
+DEMO_SCENES = 200
+DEMO_SEED = 2_000_000
+"""A series of scenes of its own, apart from those the demo detector was trained and chosen on."""
+DEMO_FACTORY = "redline.zoo:demo"
+DEMO_SIZE = (320, 320)
+DEMO_P95_MS = 60.0
+DEMO_THROUGHPUT = 20.0
+DEMO_MAP_DROP_PCT = 0.5
+DEMO_MINUTES = 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What this machine is, what it can do, and what will make trouble."""
+
+    environment: Environment
+    abilities: tuple[Ability, ...]
+    cautions: tuple[str, ...]
+
+
+def load_spec(path: Path | str) -> Spec:
+    """Read and check a spec file. Raises BadInput that names every problem of the file."""
+    from redline import spec
+
+    return spec.load_spec(path)
+
+
+def run(spec_path: Path | str, *, runs: Path = RUNS, fresh: bool = False, progress: bool = True) -> RunRecord:
+    """The whole job: baseline, candidates, export, parity, load, choice, report; leaves `runs`/<id>/.
+
+    A run that was stopped goes on where it was, unless `fresh`. Raises BadInput for what the user can mend and StoreError
+    if `runs` cannot be written; an objective that is not met is a result, in `RunRecord.choice.verdict`.
+    """
+    from rich.console import Console
+
+    from redline import pipeline
+    from redline.doctor import require_platform
+
+    require_platform()
+    spec = load_spec(spec_path)
+    return pipeline.run(spec, runs=Path(runs), fresh=fresh, console=Console(stderr=True) if progress else None)
+
+
+def init(
+    output: Path,
+    *,
+    images: Path,
+    factory: str | None = None,
+    onnx: Path | None = None,
+    annotations: Path | None = None,
+    weights: Path | None = None,
+    head: str | None = None,
+    force: bool = False,
+) -> Written:
+    """Write a commented spec file for a model and a folder of images. Raises BadInput if it would not load."""
+    from redline import spec
+
+    return spec.write_spec(
+        output, images=images, factory=factory, onnx=onnx, annotations=annotations, weights=weights, head=head, force=force
+    )
+
+
+def init_demo(folder: Path, *, force: bool = False, progress: Callable[[int, int], None] | None = None) -> Written:
+    """Make the demo project: generated scenes in `folder`/val and `folder`/detector.toml for the bundled detector."""
+    from redline import spec
+    from redline.demo import scenes
+    from redline.errors import BadInput, StoreError
+    from redline.records import Budget, Objective, Preprocess
+
+    output, data = Path(folder) / "detector.toml", Path(folder) / "val"
+    if output.exists() and not force:
+        raise BadInput("init.exists", f"{output} is there already", fix="--force replaces it and the scenes")
+    try:
+        scenes.write_dataset(data, DEMO_SCENES, DEMO_SEED, progress=progress)
+    except OSError as error:
+        raise StoreError("init.write", f"cannot write {data}", got=error.strerror, fix="name another folder") from error
+    return spec.write_spec(
+        output,
+        factory=DEMO_FACTORY,
+        head="yolox",
+        images=data / "images",
+        annotations=data / "instances.json",
+        preprocess=Preprocess(size=DEMO_SIZE, channels="rgb", scale=1.0),
+        objective=Objective(p95_ms=DEMO_P95_MS, throughput=DEMO_THROUGHPUT, map_drop_pct=DEMO_MAP_DROP_PCT),
+        budget=Budget(minutes=DEMO_MINUTES),
+        force=force,
+    )
+
+
+def doctor() -> Diagnosis:
+    """Look at this machine; imports none of the libraries it reports."""
+    from redline.doctor import abilities, cautions, inspect_machine
+
+    environment = inspect_machine()
+    return Diagnosis(environment=environment, abilities=abilities(environment), cautions=cautions(environment))
+
+
+def read_run(folder: Path) -> RunRecord:
+    """The record of a finished run. Raises BadInput if there is none, or if another version of redline wrote it."""
+    import json
+
+    from redline.errors import BadInput
+    from redline.records import SCHEMA_VERSION, RunRecord
+    from redline.store import load
+
+    path = Path(folder) / RECORD
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        fix = "name the folder of a finished run: runs/<id>"
+        raise BadInput("run.absent", f"cannot read {path}", got=error.strerror, fix=fix) from error
+    try:
+        whole = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(
+            "run.damaged", f"{path} is not JSON", got=error, fix="run again: what was measured is not lost"
+        ) from error
+    version = whole.get("schema_version") if isinstance(whole, dict) else None
+    if version != SCHEMA_VERSION:
+        fix = "read it with the version of redline that wrote it"
+        raise BadInput("run.schema", f"{path} has another schema version", got=version, allowed=SCHEMA_VERSION, fix=fix)
+    return load(RunRecord, data)
+
+
+def report(run_folder: Path) -> Path:
+    """Draw report.html of a finished run again; returns its path."""
+    from redline.report import write_report
+
+    return write_report(read_run(run_folder), Path(run_folder))
+
+
+def explain(digest: str, runs: Path = RUNS) -> Lineage:
+    """Where an object of the store came from; `digest` may be its first 6 characters or more."""
+    from redline import store
+
+    return store.explain(_store(runs), digest)
+
+
+def gc(runs: Path = RUNS, dry_run: bool = False) -> Reclaimed:
+    """Remove from the store of `runs` what none of its runs needs. Delete a run's folder first to free what it holds."""
+    from redline import store
+    from redline.store.lineage import ROOT_FILES
+
+    found = _store(runs)
+    folders = sorted(path for path in Path(runs).iterdir() if any((path / name).exists() for name in ROOT_FILES))
+    return store.collect(found, folders, dry_run=dry_run)
+
+
+def _store(runs: Path) -> store.Store:
+    from redline import store
+    from redline.errors import BadInput
+
+    root = Path(runs) / STORE
+    if not root.is_dir():
+        raise BadInput("runs.absent", f"no store at {root}", fix="name the folder that `redline run` wrote to with --runs")
+    return store.Store(root)

@@ -1,0 +1,85 @@
+"""Resizing as ONNX operators that agree with OpenCV and Pillow, which resize on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from redline.export.graph_builder import GraphBuilder
+from redline.records import Preprocess
+
+LEVELS = 2048
+"""OpenCV's fixed point for uint8 bilinear resizing: weights are multiples of 1 / 2048."""
+
+
+def resize(g: GraphBuilder, image: str, source: tuple[str, str], target: tuple[str, str], preprocess: Preprocess) -> str:
+    """(H, W, 3) uint8 -> (1, 3, h, w) float32. `source` and `target` are (height, width), int64 tensors of shape (1,)."""
+    if preprocess.interpolation == "bilinear" and preprocess.round_to_uint8 and not preprocess.antialias:
+        return _planes(g, _fixed_point(g, image, source, target))
+    sizes = g.op("Concat", g.ints(1), g.ints(3), *target, axis=0)
+    if preprocess.interpolation == "nearest":
+        return _resize(g, _planes(g, image), sizes, mode="nearest", nearest_mode="round_prefer_ceil")
+    if preprocess.antialias:  # exclude_outside: weights beyond the border are dropped, as Pillow does
+        planes = _planes(g, image, cast=not preprocess.round_to_uint8)
+        resized = _resize(g, planes, sizes, mode="linear", antialias=1, exclude_outside=1)
+        return g.cast(resized, np.float32) if preprocess.round_to_uint8 else resized
+    return _resize(g, _planes(g, image), sizes, mode="linear")
+
+
+def _resize(g: GraphBuilder, planes: str, sizes: str, **attributes: object) -> str:
+    return g.op("Resize", planes, "", "", sizes, coordinate_transformation_mode="half_pixel", **attributes)
+
+
+def _planes(g: GraphBuilder, image: str, *, cast: bool = True) -> str:
+    planes = g.op("Unsqueeze", g.op("Transpose", image, perm=[2, 0, 1]), g.ints(0))
+    return g.cast(planes, np.float32) if cast else planes
+
+
+def _fixed_point(g: GraphBuilder, image: str, source: tuple[str, str], target: tuple[str, str]) -> str:
+    """OpenCV's uint8 bilinear resize (INTER_LINEAR), level for level: (H, W, 3) uint8 -> (h, w, 3) float32 of whole numbers.
+
+    Horizontal sums are exact in float32 and lose 4 bits; vertical products lose 16 bits each, which float64 holds exactly.
+    """
+    rows, row_weights = _taps(g, source[0], target[0], clamp_weights=False, shape=(-1, 1, 1))
+    columns, column_weights = _taps(g, source[1], target[1], clamp_weights=True, shape=(1, -1, 1))
+    total = None
+    for row, row_weight in zip(rows, row_weights, strict=True):
+        line = g.op("Gather", image, row, axis=0)
+        parts = [
+            g.op("Mul", g.cast(g.op("Gather", line, column, axis=1), np.float32), weight)
+            for column, weight in zip(columns, column_weights, strict=True)
+        ]
+        across = g.op("Floor", g.op("Mul", g.op("Add", *parts), g.float(1 / 16)))
+        weight = g.op("Mul", g.cast(row_weight, np.float64), g.const(1 / 65536, np.float64))
+        down = g.cast(g.op("Floor", g.op("Mul", g.cast(across, np.float64), weight)), np.float32)
+        total = down if total is None else g.op("Add", total, down)
+    return g.op("Floor", g.op("Mul", g.op("Add", str(total), g.float(2)), g.float(0.25)))
+
+
+def _taps(
+    g: GraphBuilder, source: str, target: str, *, clamp_weights: bool, shape: tuple[int, ...]
+) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Both source indices of each target pixel, int64 (n,), and their weights times 2048, float32 in `shape`.
+
+    At the border OpenCV gives columns the whole weight to the one pixel inside; of rows it repeats the border and keeps both weights.
+    """
+    scalar = g.op("Squeeze", target, g.ints(0))
+    index = g.cast(g.op("Range", g.const(0, np.int64), scalar, g.const(1, np.int64)), np.float64)
+    half = g.const(0.5, np.float64)
+    inverse = g.op("Div", g.cast(target, np.float64), g.cast(source, np.float64))
+    scale = g.op("Div", g.const([1], np.float64), inverse)
+    centre = g.cast(g.op("Sub", g.op("Mul", g.op("Add", index, half), scale), half), np.float32)
+    whole = g.op("Floor", centre)
+    fraction = g.op("Sub", centre, whole)
+    first = g.cast(whole, np.int64)
+    last = g.op("Sub", source, g.ints(1))
+    if clamp_weights:
+        inside = g.op("And", g.op("GreaterOrEqual", first, g.ints(0)), g.op("Less", first, last))
+        fraction = g.op("Where", inside, fraction, g.float(0))
+    near = g.op("Min", g.op("Max", first, g.ints(0)), last)
+    far = g.op("Min", g.op("Max", g.op("Add", first, g.ints(1)), g.ints(0)), last)
+    levels, form = g.float(LEVELS), g.ints(*shape)
+    left, right = (
+        g.op("Reshape", g.op("Round", g.op("Mul", weight, levels)), form)
+        for weight in (g.op("Sub", g.float(1), fraction), fraction)
+    )
+    return (near, far), (left, right)

@@ -1,0 +1,70 @@
+"""The words of the file that `redline init` writes."""
+
+from __future__ import annotations
+
+HEADER = """\
+# What redline is to deploy, on which data it is checked, and what it must reach. Run it with: redline run <this file>
+# Paths are relative to this file. A key that is left out has the default given in docs/spec.md.
+"""
+
+INTRODUCTIONS = {
+    "model": ("Exactly one of factory (PyTorch) and onnx (an exported file).",),
+    "model.arguments": ("Keyword arguments of the factory.",),
+    "model.preprocess": (
+        "From a decoded RGB image to the network input: resize, channel order, (pixel * scale - mean) / std, pad.",
+    ),
+    "model.postprocess": ("What is measured is what is deployed.",),
+    "data": (
+        "Images and, if there are labels, a COCO json. Without labels, agreement with the FP32 model is measured instead.",
+    ),
+    "objective": ("Yours to set.",),
+}
+
+COMMENTS = {
+    "model.factory": '"package.module:callable" that returns a torch.nn.Module',
+    "model.onnx": "inputs (N, 3, H, W) float32",
+    "model.weights": "state dict: .safetensors, .pt or .pth",
+    "model.head": 'how outputs become boxes: "yolox", "retinanet", "detections" or "package.module:callable"',
+    "model.labels": '"index": class i is the i-th category by id; "category-id": class i is the category of id i',
+    "model.head.kind": '"yolox", "retinanet", "detections" or "custom"',
+    "model.head.strides": "pixels per cell of each pyramid level",
+    "model.head.activation": 'still to be applied to the scores: "none" or "sigmoid"',
+    "model.head.box_format": '"xyxy" or "cxcywh"',
+    "model.head.normalized": "boxes are fractions of the network input",
+    "model.head.function": '"package.module:callable"',
+    "model.preprocess.resize": '"letterbox", "shortest-side", "stretch" or "none"',
+    "model.preprocess.size": "[height, width]; for shortest-side [shortest side, longest side allowed]",
+    "model.preprocess.anchor": 'where a letterbox puts the image: "top-left" or "center"',
+    "model.preprocess.interpolation": '"bilinear" or "nearest"',
+    "model.preprocess.antialias": "smooth before shrinking",
+    "model.preprocess.round_to_uint8": "resize in whole pixel levels (OpenCV on uint8) or in float32 (torch)",
+    "model.preprocess.stride": "input sides are padded to a multiple of this",
+    "model.preprocess.fill": "padding, in pixel levels 0..255",
+    "model.preprocess.channels": '"rgb" or "bgr"',
+    "model.preprocess.scale": "1 for 0..255, 1/255 for 0..1",
+    "model.preprocess.mean": "per channel, after scale",
+    "model.preprocess.std": "per channel, after scale",
+    "model.postprocess.score": "keep scores above this",
+    "model.postprocess.iou": "suppress boxes that overlap a better one by more than this",
+    "model.postprocess.max_detections": "per image",
+    "model.postprocess.class_aware": "suppress within a class only",
+    "model.postprocess.candidates_per_level": "best of each pyramid level before suppression",
+    "data.evaluate": "checked on these",
+    "data.calibrate": "for calibrating lower precisions; never evaluated",
+    "data.traffic": "image sizes to expect, header height,width,share",
+    "objective.p95_ms": "95 % of requests faster than this, milliseconds",
+    "objective.throughput": "inferences per second that this machine must serve",
+    "objective.map_drop_pct": "largest loss of mAP, percent of the FP32 value",
+    "objective.map_evidence": '"interval": the 95 % interval must be within it; "point": the estimate is enough',
+    "target.devices": '"auto" or "cpu"',
+    "target.precisions": 'any of "fp32", "fp16", "int8"',
+    "budget.minutes": "for screening and load measurements",
+}
+
+OPTIONAL = {
+    "model.weights": 'weights = "detector.safetensors"       # state dict: .safetensors, .pt or .pth',
+    "model.postprocess.candidates_per_level": "candidates_per_level = 1000  # best of each pyramid level before suppression",
+    "data.calibrate": 'calibrate = { images = "calib/images" }  # for calibrating lower precisions; never evaluated',
+    "data.traffic": 'traffic = "traffic.csv"                # image sizes to expect, header height,width,share',
+}
+"""Shown as a comment where a key is not set."""
