@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from redline import parity, vision
+from redline import vision
 from redline.data import read_bytes
+from redline.parity import GroundTruth, Observed, compare, determinism, ground_truth, observe
 from redline.predict import Predictor
-from redline.records import Candidate, Detections, Determinism, ImageRef, ParityReport, Picture, PictureBox
+from redline.records import Candidate, Detections, ImageRef, ParityReport, Picture, PictureBox
 
 if TYPE_CHECKING:
     from redline.live import Live
@@ -48,8 +49,8 @@ class Observer:
         self, subject: Subject, baseline: Candidate, once: Once, live: Callable[[Candidate], Live], progress: Progress
     ) -> None:
         self._subject, self._baseline, self._once, self._live, self._progress = subject, baseline, once, live, progress
-        self._truth: parity.GroundTruth | None = None
-        self._reference: parity.Observed | None = None
+        self._truth: GroundTruth | None = None
+        self._reference: Observed | None = None
         self._raw: dict[str, tuple[tuple[np.ndarray[Any, Any], ...], ...]] = {}
 
     def parity(self, candidate: Candidate) -> ParityReport:
@@ -93,30 +94,28 @@ class Observer:
         if candidate.prepost == "host":
             reference = replace(reference, outputs=self._outputs(replace(self._baseline, shapes=candidate.shapes)))
         names = [output.name for output in subject.detector.facts.outputs]
-        seen = parity.observe(self._ground_truth(), self.detections(candidate), self._outputs(candidate))
+        seen = observe(self._ground_truth(), self.detections(candidate), self._outputs(candidate))
         images = self._images(1)
         predict = self._live(candidate).predict
-        runs = [_arrays(predict, images) for _ in range(REPEATS)]
-        steady = all(np.array_equal(a, b, equal_nan=True) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
-        return parity.compare(
+        return compare(
             reference,
             seen,
             names=names,
             precision=candidate.precision,
-            determinism=Determinism(repeats=REPEATS, identical=steady),
+            determinism=determinism(lambda: _arrays(predict, images), REPEATS),
             budget_pct=subject.spec.objective.map_drop_pct,
             evidence=subject.spec.objective.map_evidence,
         )
 
-    def _ground_truth(self) -> parity.GroundTruth:
+    def _ground_truth(self) -> GroundTruth:
         if self._truth is None:
             found = self.detections(self._baseline)
-            self._truth = parity.ground_truth(self._subject.dataset, found, self._subject.spec.model.labels)
+            self._truth = ground_truth(self._subject.dataset, found, self._subject.spec.model.labels)
         return self._truth
 
-    def _observed_reference(self) -> parity.Observed:
+    def _observed_reference(self) -> Observed:
         if self._reference is None:
-            self._reference = parity.observe(self._ground_truth(), self.detections(self._baseline))
+            self._reference = observe(self._ground_truth(), self.detections(self._baseline))
         return self._reference
 
     def _detect(self, candidate: Candidate) -> Packed:

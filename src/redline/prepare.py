@@ -39,14 +39,13 @@ class Graphs:
 def load_subject(spec: Spec, progress: Progress) -> Subject:
     """Raises BadInput if the data or the model cannot be used as given."""
     from redline.data import load_dataset, load_traffic
-    from redline.model.load import check_head, load_detector
+    from redline.model.load import load_detector
 
     with progress.stage("data"):
         dataset = load_dataset(spec.data.evaluate)
         traffic = load_traffic(spec.data.traffic, dataset)
     with progress.stage("model"):
         detector = load_detector(spec.model)
-        check_head(detector)
     return Subject(spec=spec, dataset=dataset, traffic=traffic, detector=detector)
 
 

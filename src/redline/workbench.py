@@ -152,9 +152,7 @@ class Workbench:
         if trial.failure is not None and trial.screen is None:
             return replace(trial, seconds=spent)
         engine = identity(self._subject, self._graphs, trial.candidate)
-        build = self._once(
-            "build", trial.candidate, "build", Build, lambda: Build(seconds=self._open(trial.candidate).build_seconds)
-        )
+        build = self._once("build", trial.candidate, "build", Build, lambda: self._timed_build(trial.candidate))
         return replace(trial, seconds=spent, engine=engine, build_seconds=build.seconds)
 
     def _timed_build(self, candidate: Candidate) -> Build:

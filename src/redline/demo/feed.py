@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing as mp
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,9 +91,16 @@ class Feed:
         self._next += CHUNK
 
     def pour(self, ring: Ring, *, wait: bool) -> int:
-        """Move the chunks that are ready into the ring, at least one if `wait`; the number of scenes moved."""
+        """Move the chunks that are ready into the ring, at least one if `wait`; the number of scenes moved.
+
+        Raises RuntimeError if every worker has died.
+        """
+        while wait and self._done.empty():
+            if not any(worker.is_alive() for worker in self._workers):
+                raise RuntimeError("every scene-drawing process has ended; its error is above")
+            time.sleep(0.01)
         moved = 0
-        while (wait and not moved) or not self._done.empty():
+        while not self._done.empty():
             slot = self._done.get()
             s = self._slots
             ring.add(s.images[slot], s.sizes[slot], s.boxes[slot], s.labels[slot])
@@ -120,30 +128,33 @@ class Ring:
         self.filled = 0
         self._at = 0
         self._turn = 0
-        self._pinned: list[tuple[Tensor, Any]] = []
+        self._staging: list[tuple[list[Tensor], Any]] = []
         if device.type == "cuda":
-            shape = (CHUNK, CANVAS, CANVAS, 3)
-            for _ in range(4):
+            for _ in range(8):
                 event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                self._pinned.append((torch.empty(shape, dtype=torch.uint8, pin_memory=True), event))
+                pinned = [torch.empty((CHUNK, *kept.shape[1:]), dtype=kept.dtype, pin_memory=True) for kept in self._kept()]
+                self._staging.append((pinned, event))
+
+    def _kept(self) -> tuple[Tensor, ...]:
+        return self.images, self.sizes, self.boxes, self.labels
 
     def add(
         self, images: NDArray[np.uint8], sizes: NDArray[np.float32], boxes: NDArray[np.float32], labels: NDArray[np.int64]
     ) -> None:
         """Store one chunk over the oldest; the arrays may be reused on return."""
         place = slice(self._at, self._at + CHUNK)
-        if self._pinned:
-            staging, event = self._pinned[self._turn]
+        chunk = [torch.from_numpy(array) for array in (images, sizes, boxes, labels)]
+        if self._staging:  # pinned copies in turn: the transfers then never wait for the kernels queued before them
+            pinned, event = self._staging[self._turn]
             event.synchronize()
-            staging.copy_(torch.from_numpy(images))
-            self.images[place].copy_(staging, non_blocking=True)
+            for staging, array in zip(pinned, chunk, strict=True):
+                staging.copy_(array)
+            chunk = pinned
+            self._turn = (self._turn + 1) % len(self._staging)
+        for kept, array in zip(self._kept(), chunk, strict=True):
+            kept[place].copy_(array, non_blocking=True)
+        if self._staging:
             event.record()
-            self._turn = (self._turn + 1) % len(self._pinned)
-        else:
-            self.images[place] = torch.from_numpy(images)
-        self.sizes[place] = torch.from_numpy(sizes).to(self.device)
-        self.boxes[place] = torch.from_numpy(boxes).to(self.device)
-        self.labels[place] = torch.from_numpy(labels).to(self.device)
         self._at = (self._at + CHUNK) % self.capacity
         self.filled = min(self.filled + CHUNK, self.capacity)
 

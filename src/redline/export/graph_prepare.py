@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from redline.export.graph_builder import GraphBuilder
+from redline.export.graph_resize import resize
 from redline.records import Preprocess, ShapePolicy
 from redline.vision import normalisation
 
@@ -38,11 +39,13 @@ def place(g: GraphBuilder, image: str, preprocess: Preprocess, shapes: ShapePoli
 
 
 def prepare(g: GraphBuilder, image: str, preprocess: Preprocess, placement: GraphPlacement) -> str:
-    """(H, W, 3) uint8 -> (1, 3, H', W') float32, as `vision.prepare` but for the rounding of the resize."""
-    planes = g.op("Unsqueeze", g.op("Transpose", image, perm=[2, 0, 1]), g.ints(0))
+    """(H, W, 3) uint8 -> (1, 3, H', W') float32, as `vision.prepare`."""
+    if preprocess.resize == "none":
+        planes = g.cast(g.op("Unsqueeze", g.op("Transpose", image, perm=[2, 0, 1]), g.ints(0)), np.float32)
+    else:
+        planes = resize(g, image, placement.source, placement.resized, preprocess)
     if preprocess.channels == "bgr":
         planes = g.op("Gather", planes, g.ints(2, 1, 0), axis=1)
-    planes = _resize(g, planes, preprocess, placement)
     planes = _pad(g, planes, preprocess, placement)
     gain, bias = normalisation(preprocess)
     if (gain != 1).any():
@@ -87,22 +90,6 @@ def _canvas(
     stride, slack = g.ints(preprocess.stride), g.ints(preprocess.stride - 1)
     tall, wide = (g.op("Mul", g.op("Div", g.op("Add", side, slack), stride), stride) for side in extent)
     return tall, wide
-
-
-def _resize(g: GraphBuilder, planes: str, preprocess: Preprocess, placement: GraphPlacement) -> str:
-    if preprocess.resize == "none":
-        return g.cast(planes, np.float32)
-    sizes = g.op("Concat", g.ints(1), g.ints(3), *placement.resized, axis=0)
-    if preprocess.interpolation == "nearest":
-        return g.op(
-            "Resize", g.cast(planes, np.float32), "", "", sizes,
-            mode="nearest", nearest_mode="round_prefer_ceil", coordinate_transformation_mode="half_pixel",
-        )  # fmt: skip
-    resized = g.op(
-        "Resize", g.cast(planes, np.float32), "", "", sizes,
-        mode="linear", coordinate_transformation_mode="half_pixel", antialias=int(preprocess.antialias),
-    )  # fmt: skip
-    return g.op("Round", resized) if preprocess.round_to_uint8 else resized
 
 
 def _pad(g: GraphBuilder, planes: str, preprocess: Preprocess, placement: GraphPlacement) -> str:

@@ -38,29 +38,33 @@ def _fixed_point(g: GraphBuilder, image: str, source: tuple[str, str], target: t
     """OpenCV's uint8 bilinear resize (INTER_LINEAR), level for level: (H, W, 3) uint8 -> (h, w, 3) float32 of whole numbers.
 
     Horizontal sums are exact in float32 and lose 4 bits; vertical products lose 16 bits each, which float64 holds exactly.
+    Arithmetic runs on whole lines, (h, 3 w): a broadcast over an inner axis of 3 would be several times slower.
     """
-    rows, row_weights = _taps(g, source[0], target[0], clamp_weights=False, shape=(-1, 1, 1))
-    columns, column_weights = _taps(g, source[1], target[1], clamp_weights=True, shape=(1, -1, 1))
+    rows, row_weights = _taps(g, source[0], target[0], clamp_weights=False)
+    columns, column_weights = _taps(g, source[1], target[1], clamp_weights=True)
+    pixel, flat = g.op("Concat", target[1], g.ints(3), axis=0), g.ints(1, -1)
+    column_weights = [g.op("Reshape", g.op("Expand", weight, pixel), flat) for weight in column_weights]
+    lines = g.op("Concat", target[0], g.ints(-1), axis=0)
     total = None
     for row, row_weight in zip(rows, row_weights, strict=True):
         line = g.op("Gather", image, row, axis=0)
         parts = [
-            g.op("Mul", g.cast(g.op("Gather", line, column, axis=1), np.float32), weight)
+            g.op("Mul", g.cast(g.op("Reshape", g.op("Gather", line, column, axis=1), lines), np.float32), weight)
             for column, weight in zip(columns, column_weights, strict=True)
         ]
         across = g.op("Floor", g.op("Mul", g.op("Add", *parts), g.float(1 / 16)))
         weight = g.op("Mul", g.cast(row_weight, np.float64), g.const(1 / 65536, np.float64))
         down = g.cast(g.op("Floor", g.op("Mul", g.cast(across, np.float64), weight)), np.float32)
         total = down if total is None else g.op("Add", total, down)
-    return g.op("Floor", g.op("Mul", g.op("Add", str(total), g.float(2)), g.float(0.25)))
+    levels = g.op("Floor", g.op("Mul", g.op("Add", str(total), g.float(2)), g.float(0.25)))
+    return g.op("Reshape", levels, g.op("Concat", *target, g.ints(3), axis=0))
 
 
-def _taps(
-    g: GraphBuilder, source: str, target: str, *, clamp_weights: bool, shape: tuple[int, ...]
-) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Both source indices of each target pixel, int64 (n,), and their weights times 2048, float32 in `shape`.
+def _taps(g: GraphBuilder, source: str, target: str, *, clamp_weights: bool) -> tuple[list[str], list[str]]:
+    """Both source indices of each target pixel, int64 (n,), and their weights times 2048, float32 (n, 1).
 
-    At the border OpenCV gives columns the whole weight to the one pixel inside; of rows it repeats the border and keeps both weights.
+    At the border OpenCV gives a column's whole weight to the one pixel inside; of rows it repeats the border and keeps both
+    weights.
     """
     scalar = g.op("Squeeze", target, g.ints(0))
     index = g.cast(g.op("Range", g.const(0, np.int64), scalar, g.const(1, np.int64)), np.float64)
@@ -77,9 +81,6 @@ def _taps(
         fraction = g.op("Where", inside, fraction, g.float(0))
     near = g.op("Min", g.op("Max", first, g.ints(0)), last)
     far = g.op("Min", g.op("Max", g.op("Add", first, g.ints(1)), g.ints(0)), last)
-    levels, form = g.float(LEVELS), g.ints(*shape)
-    left, right = (
-        g.op("Reshape", g.op("Round", g.op("Mul", weight, levels)), form)
-        for weight in (g.op("Sub", g.float(1), fraction), fraction)
-    )
-    return (near, far), (left, right)
+    weights = (g.op("Sub", g.float(1), fraction), fraction)
+    rounded = [g.op("Round", g.op("Mul", weight, g.float(LEVELS))) for weight in weights]
+    return [near, far], [g.op("Unsqueeze", weight, g.ints(1)) for weight in rounded]

@@ -112,7 +112,9 @@ def _described(detector: Detector, names: tuple[str, ...] | None) -> Detector:
     outputs: list[list[Any]] = list(found.values())
     names = names or _names(detector.head, len(outputs[0]))
     plain = [TensorFact(name=name, dtype=str(output.dtype), shape=()) for name, output in zip(names, outputs[0], strict=True)]
-    shapes = probe.symbolic(plain, outputs, "K" if detector.head.kind == "detections" else "A")
+    shapes = probe.symbolic(
+        plain, outputs, detector.facts.inputs[0].shape[0], "K" if detector.head.kind == "detections" else "A"
+    )
     facts = tuple(replace(fact, shape=shape) for fact, shape in zip(plain, shapes, strict=True))
     return replace(detector, facts=replace(detector.facts, outputs=facts, classes=classes[0]))
 

@@ -31,7 +31,7 @@ def sizes(preprocess: Preprocess, fixed: tuple[int | str, ...] = ()) -> list[tup
     """Input sizes (H, W) to probe: two small ones, then the full one for networks that take no other."""
     stride = preprocess.stride
     full = (-(-preprocess.size[0] // stride) * stride, -(-preprocess.size[1] // stride) * stride)
-    wanted = [(4 * stride, 6 * stride), (6 * stride, 4 * stride), full]
+    wanted = [(4 * stride, 6 * stride), (6 * stride, 5 * stride), full]
     if not fixed:
         return wanted
     held = [size if isinstance(size, int) else None for size in fixed]
@@ -110,14 +110,16 @@ def _classes(arrays: list[NDArray[Any]], head: Head) -> int | None:
     return int(arrays[0 if head.kind == "retinanet" else 1].shape[2])
 
 
-def symbolic(tensors: list[TensorFact], outputs: list[list[NDArray[Any]]], axis: str) -> list[tuple[int | str, ...]]:
-    """Shapes with "N" for the batch and a name for every axis that differs between two input sizes."""
+def symbolic(
+    tensors: list[TensorFact], outputs: list[list[NDArray[Any]]], batch: int | str, axis: str
+) -> list[tuple[int | str, ...]]:
+    """Shapes with `batch` in front and a name (`axis` where it is alone) for every axis that follows the input size."""
     shapes = []
     for i, fact in enumerate(tensors):
         seen = [output[i].shape for output in outputs]
         varying = [len({shape[k] for shape in seen}) > 1 for k in range(1, len(seen[0]))]
         names = [f"{fact.name}_{k + 1}" if sum(varying) > 1 else axis for k in range(len(varying))]
-        shapes.append(("N", *(names[k] if varying[k] else int(seen[0][k + 1]) for k in range(len(varying)))))
+        shapes.append((batch, *(names[k] if varying[k] else int(seen[0][k + 1]) for k in range(len(varying)))))
     return shapes
 
 
