@@ -39,6 +39,14 @@ PILOT_LOAD = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """A load and what it took with warm-up and building: its share of the budget, also when it is reused."""
+
+    load: Load
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
     seconds: float
     """From nothing to the first answer."""
@@ -67,7 +75,8 @@ class Workbench:
         self._noise: Noise | None = None
         self._capacity: dict[Candidate, float] = {}
         self._spent: dict[Candidate, float] = {}
-        self._started = time.monotonic()
+        # The cost of every load so far, reused or not: a second run decides as the first did, and finds all it needs.
+        self._elapsed = 0.0
 
     @property
     def noise(self) -> Noise | None:
@@ -128,12 +137,12 @@ class Workbench:
             low=0.05 * capacity,
             high=1.1 * capacity,
             noise=self._noise,
-            deadline=max(self._ends, time.monotonic() + 4 * SHORTEST_S),
+            deadline=max(self._budget_s, self._elapsed + 4 * SHORTEST_S),
+            now=lambda: self._elapsed,
         )
 
     def out_of_time(self, *, climbing: bool = False) -> bool:
-        share = CLIMB_SHARE if climbing else 1.0
-        return time.monotonic() > self._started + share * (self._ends - self._started)
+        return self._elapsed > (CLIMB_SHARE if climbing else 1.0) * self._budget_s
 
     def complete(self, trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
         """The trials with what each one took and the identity of what was built."""
@@ -144,8 +153,8 @@ class Workbench:
         return self._subject.spec.objective
 
     @property
-    def _ends(self) -> float:
-        return self._started + 60 * self._subject.spec.budget.minutes
+    def _budget_s(self) -> float:
+        return 60 * self._subject.spec.budget.minutes
 
     def _completed(self, trial: Trial) -> Trial:
         spent = self._spent.get(trial.candidate, 0.0)
@@ -189,18 +198,20 @@ class Workbench:
         return self._measured(stage, candidate, {"rate": rate, "seconds": seconds, "seed": seed, "visit": visit}, load)
 
     def _measured(self, stage: str, candidate: Candidate, protocol: dict[str, Any], load: Callable[[Live], Load]) -> Load:
-        def compute() -> Load:
+        def compute() -> Timed:
             with self._store.lock("measure"):
+                started = time.perf_counter()
                 live = self._open(candidate)
                 at = f" at {protocol['rate']:.1f}/s" if "rate" in protocol else ""
                 with self._progress.stage(f"{stage} {candidate.name}{at}"):
                     if not self._warm:
                         warm_up(live.target, requests=live.warm_up_requests(), window=3, max_seconds=WARM_UP_S)
                         self._warm = True
-                    return load(live)
+                    return Timed(load=load(live), seconds=time.perf_counter() - started)
 
-        found: Load = self._once(stage, candidate, "load", Load, compute, protocol)
-        return found
+        found: Timed = self._once(stage, candidate, "load", Timed, compute, protocol)
+        self._elapsed += found.seconds
+        return found.load
 
     def _open(self, candidate: Candidate) -> Live:
         if self._live is None or self._live.candidate != candidate:

@@ -72,7 +72,7 @@ def open_session(path: Path) -> Any:
     options.log_severity_level = 4
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (RuntimeError, ValueError, OSError) as error:  # onnxruntime's own exceptions derive from RuntimeError
+    except Exception as error:  # onnxruntime's errors share no other base class
         raise TrialError("export-check", "ONNX Runtime refuses the exported graph", got=_line(error)) from error
 
 
@@ -80,7 +80,7 @@ def onnx_outputs(session: Any, batch: NDArray[np.float32]) -> Arrays:
     """Raises TrialError: export-check if ONNX Runtime cannot run this shape."""
     try:
         return list(session.run(None, {session.get_inputs()[0].name: batch}))
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # as above
         raise TrialError("export-check", f"The exported graph does not run at {batch.shape}", got=_line(error)) from error
 
 

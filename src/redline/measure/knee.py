@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 
-from redline.measure.clock import Clock, SystemClock
 from redline.measure.summary import merge_loads
 from redline.measure.verdict import judge_latency
 from redline.records import Knee, Load, Noise
@@ -63,22 +63,21 @@ def find_knee(
     noise: Noise | None,
     deadline: float | None = None,
     resolution: float = 0.05,
-    clock: Clock | None = None,
+    now: Callable[[], float] = time.monotonic,
 ) -> Knee:
     """Highest rate in [`low`, `high`] measured to meet P95 <= `p95_ms`; 0.0 if none was.
 
     From `start_rate` up (or down) by factors of two until a pass and a fail enclose the knee, then geometric bisection
     until they are within `resolution` of each other. A step within the noise of the objective is repeated once and judged
     on both together, without margin. So is, at the end, the failure that bounds the result: a passing disturbance must not
-    hide a higher knee. At most 32 steps; none begins after `deadline`, a time of `clock` (by default `time.monotonic`).
+    hide a higher knee. At most 32 steps; none begins after `deadline`, a time of `now`.
     Raises ValueError for a range that is none.
     """
     if not (0 < low <= high and resolution > 0):
         raise ValueError(f"no range to search: low {low}, high {high}, resolution {resolution}")
-    clock = clock if clock is not None else SystemClock()
     search = _Search(measure_at, p95_ms, noise)
     rate: float | None = min(max(start_rate, low), high)
-    while rate is not None and len(search.steps) < MAX_STEPS and (deadline is None or clock.now() < deadline):
+    while rate is not None and len(search.steps) < MAX_STEPS and (deadline is None or now() < deadline):
         search.step(rate)
         rate = _next_rate(search, low, high, resolution)
     return Knee(rate_per_s=search.best(), steps=tuple(search.steps))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import pickletools
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,14 +67,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "global" not in str(error).lower() and "unsupported" not in str(error).lower():
+        culprit = _culprit(str(error)) or _first_import(path)
+        if culprit is None:
             raise _damaged(path, error) from error
         raise BadInput(
             "weights-unsafe",
             f"The weights file {path.name!r} is a pickle that would run code; it was not opened",
-            got=_culprit(str(error)),
+            got=culprit,
             allowed="a state dict of plain tensors",
             fix='where you trust it: save it again with torch.save(model.state_dict(), "weights.pt") or as safetensors',
         ) from error
@@ -80,11 +85,25 @@ def _read_pickle(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
-def _culprit(message: str) -> str:
-    for line in message.splitlines():
-        if "GLOBAL" in line or "global" in line:
-            return line.strip()[:200]
-    return message.strip().splitlines()[0][:200]
+def _culprit(message: str) -> str | None:
+    """The line of torch's message that names what the pickle would import."""
+    return next((line.strip()[:200] for line in message.splitlines() if "GLOBAL" in line or " global " in line), None)
+
+
+def _first_import(path: Path) -> str | None:
+    """The first object that a bare pickle, of a protocol torch does not read, would import. Reads opcodes, runs nothing."""
+    strings: list[str] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(path.read_bytes()):
+            if opcode.name == "GLOBAL":
+                return str(argument).replace(" ", ".")
+            if opcode.name == "STACK_GLOBAL":
+                return ".".join(strings[-2:])
+            if isinstance(argument, str):
+                strings.append(argument)
+    except ValueError:  # not a pickle
+        return None
+    return None
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

@@ -45,11 +45,19 @@ def search(space: Lawful, bench: Bench, objective: Objective, note: Callable[[st
     for family in live:
         trials[family] = _screened(trials[family], bench)
     _climb(space, bench, objective, trials, live, note)
-    for place, candidate in enumerate(_finalists(space, objective, trials)):
+    finalists = _finalists(space, objective, trials)
+    for place, candidate in enumerate(finalists):
         if place >= ALWAYS and bench.out_of_time():
             note(f"the budget is spent: {candidate.name} was not measured at the objective's rate")
+        else:
+            trials[candidate] = _step(trials[candidate], "load", lambda t: _at_objective(t, bench))
+    for candidate in sorted(finalists, key=lambda c: _hope(trials[c], objective), reverse=True):
+        if trials[candidate].objective_load is None:
             continue
-        trials[candidate] = _finished(trials[candidate], bench)
+        if bench.out_of_time() and any(t.knee is not None for t in trials.values()):
+            note(f"the budget is spent: the knee of {candidate.name} was not searched")
+        else:
+            trials[candidate] = _step(trials[candidate], "knee", lambda t: _with_knee(t, bench))
     return tuple(trials.values())
 
 
@@ -61,8 +69,8 @@ def _climb(
     live: list[Candidate],
     note: Callable[[str], None],
 ) -> None:
-    """From each live family, best first, move to the neighbour of highest capacity until none is better."""
-    for family in sorted(live, key=lambda c: _rank(trials[c], objective), reverse=True):
+    """From each live family, those of proved accuracy first, move to the neighbour of highest capacity until none is better."""
+    for family in sorted(live, key=lambda c: (_proved(trials[c]), *_rank(trials[c], objective)), reverse=True):
         here = family
         while trials[here].failure is None:
             for there in space.neighbours(here):
@@ -93,7 +101,7 @@ def _finalists(space: Lawful, objective: Objective, trials: dict[Candidate, Tria
         key=lambda c: _rank(trials[c], objective),
         reverse=True,
     )
-    proved = [c for c in ranked if (parity := trials[c].parity) is not None and parity.verdict.answer == "pass"]
+    proved = [c for c in ranked if _proved(trials[c])]
     best_of_runner = {candidate.runner: candidate for candidate in reversed(ranked)}
     baseline = [c for c in ranked if c == space.baseline]
     return list(dict.fromkeys([*baseline, *proved[:FINALISTS], *best_of_runner.values(), *ranked[:1]]))
@@ -103,16 +111,20 @@ def _screened(trial: Trial, bench: Bench) -> Trial:
     return _step(trial, "screen", lambda t: replace(t, screen=bench.screen(t.candidate)))
 
 
-def _finished(trial: Trial, bench: Bench) -> Trial:
-    def at_rate(t: Trial) -> Trial:
-        load = bench.at_objective(t.candidate)
-        return replace(t, objective_load=load, latency=bench.judge(load))
+def _at_objective(trial: Trial, bench: Bench) -> Trial:
+    load = bench.at_objective(trial.candidate)
+    return replace(trial, objective_load=load, latency=bench.judge(load))
 
-    def knee(t: Trial) -> Trial:
-        capacity = t.screen.achieved_per_s if t.screen is not None else 0.0
-        return replace(t, knee=bench.knee(t.candidate, capacity=capacity))
 
-    return _step(_step(trial, "load", at_rate), "knee", knee)
+def _with_knee(trial: Trial, bench: Bench) -> Trial:
+    capacity = trial.screen.achieved_per_s if trial.screen is not None else 0.0
+    return replace(trial, knee=bench.knee(trial.candidate, capacity=capacity))
+
+
+def _hope(trial: Trial, objective: Objective) -> tuple[bool, bool, bool, float]:
+    """What may be chosen first: P95 not failed, accuracy proved, then as `_rank`."""
+    met = trial.latency is not None and trial.latency.answer != "fail"
+    return (met, _proved(trial), *_rank(trial, objective))
 
 
 def _step(trial: Trial, stage: str, act: Callable[[Trial], Trial]) -> Trial:
@@ -126,3 +138,7 @@ def _step(trial: Trial, stage: str, act: Callable[[Trial], Trial]) -> Trial:
 
 def _accurate(trial: Trial) -> bool:
     return trial.failure is None and trial.parity is not None and trial.parity.verdict.answer != "fail"
+
+
+def _proved(trial: Trial) -> bool:
+    return trial.parity is not None and trial.parity.verdict.answer == "pass"

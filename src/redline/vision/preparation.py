@@ -71,8 +71,12 @@ def _planes(image: detect.Image, size_hw: tuple[int, int], preprocess: Preproces
         return cv2.split(cv2.resize(image, size, interpolation=cv2.INTER_NEAREST_EXACT))
     if preprocess.antialias:
         return _antialiased(image, size, preprocess.round_to_uint8)
-    source = image if preprocess.round_to_uint8 else image.astype(np.float32)
-    return cv2.split(cv2.resize(source, size, interpolation=cv2.INTER_LINEAR))
+    linear = cv2.INTER_LINEAR
+    if preprocess.round_to_uint8:
+        return cv2.split(cv2.resize(image, size, interpolation=linear))
+    if size_hw[0] * size_hw[1] > image.shape[0] * image.shape[1]:  # same values; enlarging is faster plane by plane
+        return [cv2.resize(plane.astype(np.float32), size, interpolation=linear) for plane in cv2.split(image)]
+    return cv2.split(cv2.resize(image.astype(np.float32), size, interpolation=linear))
 
 
 def _antialiased(image: detect.Image, size: tuple[int, int], round_to_uint8: bool) -> Any:

@@ -72,8 +72,8 @@ def _survivors(boxes: NDArray[np.float32], labels: NDArray[np.int64] | None, thr
     first, second = _suppressing_pairs(boxes[order], ends, threshold)
     alive = np.ones(count, np.bool_)
     rows, starts = np.unique(first, return_index=True)
-    stops = [*starts[1:].tolist(), len(first)]
-    for row, start, stop in zip(rows.tolist(), starts.tolist(), stops, strict=True):
+    stops = np.searchsorted(first, rows, side="right")
+    for row, start, stop in zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True):
         if alive[row]:
             alive[second[start:stop]] = False
     return np.sort(order[alive])

@@ -22,7 +22,12 @@ def test_parameter_counts() -> None:
     with torch.device("meta"):
         counts = [
             sum(parameter.numel() for parameter in net.parameters())
-            for net in (zoo.retinanet_resnet50_fpn(4), zoo.retinanet_resnet50_fpn(), zoo.retinanet_resnet34_fpn(), zoo.retinanet_resnet18_fpn())
+            for net in (
+                zoo.retinanet_resnet50_fpn(4),
+                zoo.retinanet_resnet50_fpn(),
+                zoo.retinanet_resnet34_fpn(),
+                zoo.retinanet_resnet18_fpn(),
+            )
         ]
     # 32,263,304: the checkpoint's README; 34,068,119: as above plus 87 classes x 9 anchors x (256 x 9 + 1).
     assert counts[:2] == [32_263_304, 32_263_304 + 87 * 9 * (256 * 9 + 1)]

@@ -110,10 +110,10 @@ def test_no_step_begins_after_the_deadline() -> None:
         clock.time += 10
         return step_at(400)(rate)
 
-    knee = search(measure_at, deadline=25.0, clock=clock)
+    knee = search(measure_at, deadline=25.0, now=clock.now)
     assert [step.offered_per_s for step in knee.steps] == [20, 40, 80]
     assert knee.rate_per_s == 80
-    assert search(measure_at, deadline=25.0, clock=clock) == Knee(rate_per_s=0.0, steps=())
+    assert search(measure_at, deadline=25.0, now=clock.now) == Knee(rate_per_s=0.0, steps=())
 
 
 @given(st.integers(0, 2**16), st.floats(0.0, 0.6))
