@@ -1,14 +1,17 @@
-"""Scenes for training: worker processes draw them into shared memory, a ring on the device keeps the newest, batches are
-cut out of it with random geometry and colour on the device. Knows nothing of the network.
+"""Scenes for training: processes draw them into a shared file, a ring on the device keeps the newest, and batches are cut
+out of it with random geometry and colour on the device. Knows nothing of the network.
 """
 
 from __future__ import annotations
 
-import mmap
-import multiprocessing as mp
-import time
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -16,103 +19,58 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from redline.demo.draw import CANVAS, CHUNK, MOST_PARTS, SLOT
 from redline.demo.loss import Targets
-from redline.demo.scenes import SIDE_PX, VISIBLE_SHARE, scene
+from redline.demo.scenes import VISIBLE_SHARE
 
-CANVAS = SIDE_PX[1]
-MOST_PARTS = 18
-CHUNK = 16
 FILL = 114.0
 
 
-def _shared(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """An array in anonymous memory that forked processes share (no limit of /dev/shm applies)."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)
-
-
-@dataclass(frozen=True, slots=True)
-class _Slots:
-    """Chunks of scenes in shared memory: every array starts with (slots, CHUNK)."""
-
-    images: NDArray[np.uint8]
-    sizes: NDArray[np.float32]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-    @classmethod
-    def make(cls, slots: int) -> _Slots:
-        lead = (slots, CHUNK)
-        return cls(
-            _shared((*lead, CANVAS, CANVAS, 3), np.uint8),
-            _shared((*lead, 2), np.float32),
-            _shared((*lead, MOST_PARTS, 4), np.float32),
-            _shared((*lead, MOST_PARTS), np.int64),
-        )
-
-
-def _draw(slots: _Slots, seed: int, tasks: Any, done: Any) -> None:
-    """Worker: fill (slot, first scene index) tasks until None."""
-    import cv2
-
-    cv2.setNumThreads(1)
-    while (task := tasks.get()) is not None:
-        slot, first = task
-        for k in range(CHUNK):
-            made = scene(seed, first + k)
-            height, width = made.image.shape[:2]
-            count = min(len(made.labels), MOST_PARTS)
-            slots.images[slot, k, :height, :width] = made.image
-            slots.sizes[slot, k] = height, width
-            slots.boxes[slot, k, :count] = made.boxes[:count]
-            slots.labels[slot, k] = -1
-            slots.labels[slot, k, :count] = made.labels[:count]
-        done.put(slot)
-
-
 class Feed:
-    """Worker processes drawing scenes 0, 1, 2, ... of a series. Make it before the process first uses a GPU: it forks."""
+    """Processes drawing scenes 0, 1, 2, ... of a series. They end when closed, or when this process ends."""
 
     def __init__(self, workers: int, seed: int) -> None:
-        context = mp.get_context("fork")
-        count = 2 * workers
-        self._slots = _Slots.make(count)
-        self._tasks, self._done = context.SimpleQueue(), context.SimpleQueue()
+        self._folder = tempfile.TemporaryDirectory()
+        path = Path(self._folder.name) / "slots"
+        self._slots: Any = np.memmap(path, dtype=SLOT, mode="w+", shape=(2 * workers,))
+        command = [sys.executable, "-m", "redline.demo.draw", str(path), str(seed)]
+        self._workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(workers)]
         self._next = 0
-        arguments = (self._slots, seed, self._tasks, self._done)
-        self._workers = [context.Process(target=_draw, args=arguments, daemon=True) for _ in range(workers)]
-        for worker in self._workers:
-            worker.start()
-        for slot in range(count):
-            self._ask(slot)
+        self._answers = selectors.DefaultSelector()
+        for index, worker in enumerate(self._workers):
+            self._answers.register(cast("IO[bytes]", worker.stdout), selectors.EVENT_READ, worker)
+            self._ask(worker, 2 * index)
+            self._ask(worker, 2 * index + 1)
 
-    def _ask(self, slot: int) -> None:
-        self._tasks.put((slot, self._next))
+    def _ask(self, worker: subprocess.Popen[bytes], slot: int) -> None:
+        stdin = cast("IO[bytes]", worker.stdin)
+        stdin.write(f"{slot} {self._next}\n".encode())
+        stdin.flush()
         self._next += CHUNK
 
     def pour(self, ring: Ring, *, wait: bool) -> int:
         """Move the chunks that are ready into the ring, at least one if `wait`; the number of scenes moved.
 
-        Raises RuntimeError if every worker has died.
+        Raises RuntimeError if a process has died.
         """
-        while wait and self._done.empty():
-            if not any(worker.is_alive() for worker in self._workers):
-                raise RuntimeError("every scene-drawing process has ended; its error is above")
-            time.sleep(0.01)
         moved = 0
-        while not self._done.empty():
-            slot = self._done.get()
-            s = self._slots
-            ring.add(s.images[slot], s.sizes[slot], s.boxes[slot], s.labels[slot])
-            self._ask(slot)
-            moved += CHUNK
+        for key, _ in self._answers.select(None if wait else 0):
+            answer = os.read(key.fd, 4096)  # unbuffered: a line kept in a buffer would not wake the next select
+            if not answer:
+                raise RuntimeError("a scene-drawing process has ended; its error is above")
+            for slot in map(int, answer.split()):
+                chunk = self._slots[slot]
+                ring.add(chunk["images"], chunk["sizes"], chunk["boxes"], chunk["labels"])
+                self._ask(key.data, slot)
+                moved += CHUNK
         return moved
 
     def close(self) -> None:
         for worker in self._workers:
-            worker.terminate()
-        for worker in self._workers:
-            worker.join()
+            worker.kill()
+            worker.communicate()
+        self._answers.close()
+        self._folder.cleanup()
 
 
 class Ring:

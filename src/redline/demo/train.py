@@ -147,7 +147,7 @@ def run(options: Options) -> HeldOut:
         raise ValueError(f"seed {HELD_OUT_SEED} is the held-out series: train on another")
     options.out.mkdir(parents=True, exist_ok=True)
     log = Log(options.out / "train_log.jsonl")
-    feed = Feed(options.workers, options.seed)  # forks, so before anything touches a GPU
+    feed = Feed(options.workers, options.seed)
     try:
         device = torch.device(options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(options.seed)
@@ -163,7 +163,6 @@ def run(options: Options) -> HeldOut:
             trainer = Trainer(options, device)
             log.write("network", parameters=sum(p.numel() for p in trainer.network.parameters()))
             _loop(trainer, feed, log, held_out)
-            feed.close()
             return _finish(trainer, log, held_out)
     finally:
         feed.close()
@@ -247,7 +246,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def options(arguments: list[str] | None = None) -> Options:
-    gpu = torch.cuda.device_count() > 0  # does not initialise CUDA, which a fork would not survive
+    gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m redline.demo.train", description="Train the demo detector.")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, log and accuracy")
     parser.add_argument("--minutes", type=float, default=8.0, help="wall time, final evaluation included")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import pickle
 import pickletools
+import re
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -159,12 +161,22 @@ def _some(keys: list[str]) -> str:
 
 
 def digest(module: nn.Module) -> str:
-    """sha256 over name, dtype, shape and bytes of every parameter and buffer, by ascending name."""
-    total = hashlib.sha256()
+    """sha256 over what decides the outputs: structure, source files of its own classes, parameters and buffers by name."""
+    total = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(module)).encode())
+    for source in _sources(module):
+        total.update(source.read_bytes())
     for name, tensor in sorted(module.state_dict().items()):
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         total.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def _sources(module: nn.Module) -> list[Path]:
+    """Files that define the classes of the module and its parts, without torch's: other code makes another model."""
+    owners = {type(part).__module__ for part in module.modules()}
+    own = [sys.modules.get(name) for name in sorted(owners) if name.partition(".")[0] != "torch"]
+    files = [getattr(found, "__file__", None) for found in own]
+    return [Path(name) for name in files if name is not None and Path(name).is_file()]
 
 
 def not_finite(module: nn.Module) -> list[str]:

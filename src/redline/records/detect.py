@@ -109,7 +109,7 @@ class TensorFact:
 class ModelFacts:
     name: str
     digest: str
-    """sha256 over the weights by name (torch) or over the file (ONNX)."""
+    """sha256 over structure, source files of its classes and weights by name (torch), or over the file (ONNX)."""
     parameters: int
     weight_bytes: int
     inputs: tuple[TensorFact, ...]

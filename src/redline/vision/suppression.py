@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     Indices = NDArray[np.intp]
 
-CHUNK = 512
-"""Ranks examined at once; bounds memory at about (CHUNK + max_detections)^2 / 2 pairs."""
+CHUNK = 256
+"""Ranks examined at once; bounds memory at CHUNK * max(max_detections, CHUNK / 2) pairs."""
 
 
 def nms(
@@ -38,13 +38,16 @@ def nms(
     if iou >= 1:
         return ranked[:max_detections]
     threshold = at_most(iou)
-    kept = ranked[:0]
+    boxes = boxes[ranked]
+    groups = labels[ranked] if class_aware else np.zeros(len(ranked), np.int64)
+    kept = ranked[:0]  # from here on candidates are known by their rank
     for start in range(0, len(ranked), CHUNK):
         if len(kept) >= max_detections:
             break
-        pool = np.concatenate((kept, ranked[start : start + CHUNK]))
-        kept = pool[_survivors(boxes[pool], labels[pool] if class_aware else None, threshold)]
-    return kept[:max_detections]
+        fresh = start + np.argsort(groups[start : start + CHUNK], kind="stable")
+        fresh = _not_covered(boxes, groups, kept, fresh, threshold)
+        kept = np.concatenate((kept, np.sort(_greedy(boxes[fresh], groups[fresh], fresh, threshold))))
+    return ranked[kept[:max_detections]]
 
 
 def at_most(value: float) -> np.float32:
@@ -60,40 +63,51 @@ def _ranked(scores: NDArray[np.float32], labels: NDArray[np.int64], anchors: NDA
     return np.lexsort((labels, anchors, -scores))
 
 
-def _survivors(boxes: NDArray[np.float32], labels: NDArray[np.int64] | None, threshold: np.float32) -> Indices:
-    """Ascending indices of the boxes (in rank order) that greedy suppression keeps."""
-    count = len(boxes)
-    if labels is None:
-        order, ends = np.arange(count), np.full(count, count)
-    else:
-        order = np.argsort(labels, kind="stable")
-        grouped = labels[order]
-        ends = np.searchsorted(grouped, grouped, side="right")
-    first, second = _suppressing_pairs(boxes[order], ends, threshold)
-    alive = np.ones(count, np.bool_)
+def _not_covered(
+    boxes: NDArray[np.float32], groups: NDArray[np.int64], kept: Indices, fresh: Indices, threshold: np.float32
+) -> Indices:
+    """Those of `fresh` (sorted by group) that no kept box suppresses."""
+    if not len(kept):
+        return fresh
+    members, wanted = groups[fresh], groups[kept]
+    begins, ends = np.searchsorted(members, wanted, side="left"), np.searchsorted(members, wanted, side="right")
+    _, hit = _overlapping(boxes[kept], boxes[fresh], begins, ends, threshold)
+    alive = np.ones(len(fresh), np.bool_)
+    alive[hit] = False
+    return fresh[alive]
+
+
+def _greedy(boxes: NDArray[np.float32], groups: NDArray[np.int64], ranks: Indices, threshold: np.float32) -> Indices:
+    """Greedy suppression among boxes sorted by group, then rank; returns the kept ones of `ranks`."""
+    ends = np.searchsorted(groups, groups, side="right")
+    first, second = _overlapping(boxes, boxes, np.arange(1, len(boxes) + 1), ends, threshold)
+    alive = np.ones(len(boxes), np.bool_)
     rows, starts = np.unique(first, return_index=True)
     stops = np.searchsorted(first, rows, side="right")
     for row, start, stop in zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True):
         if alive[row]:
             alive[second[start:stop]] = False
-    return np.sort(order[alive])
+    return ranks[alive]
 
 
-def _suppressing_pairs(boxes: NDArray[np.float32], ends: Indices, threshold: np.float32) -> tuple[Indices, Indices]:
-    """Pairs i < j of one group whose IoU exceeds `threshold`, ascending i. Group of i: the rows up to `ends[i]`."""
-    count = len(boxes)
-    following = ends - np.arange(count) - 1
-    total = int(following.sum())
-    x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
+def _overlapping(
+    ours: NDArray[np.float32], theirs: NDArray[np.float32], begins: Indices, ends: Indices, threshold: np.float32
+) -> tuple[Indices, Indices]:
+    """Pairs (i, j), i ascending, j from begins[i] to before ends[i], whose IoU of ours[i] and theirs[j] exceeds `threshold`."""
+    counts = ends - begins
+    x1, y1, x2, y2 = np.ascontiguousarray(ours.T)
+    u1, v1, u2, v2 = np.ascontiguousarray(theirs.T)
+    second = np.arange(counts.sum()) + np.repeat(begins - np.cumsum(counts) + counts, counts)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        area = np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)
-        first = np.repeat(np.arange(count), following)
-        starts = np.cumsum(following) - following
-        second = np.arange(total) - np.repeat(starts - np.arange(count) - 1, following)
-        width = np.minimum(np.repeat(x2, following), x2[second]) - np.maximum(np.repeat(x1, following), x1[second])
+        width = np.minimum(np.repeat(x2, counts), u2[second]) - np.maximum(np.repeat(x1, counts), u1[second])
         near = np.flatnonzero(width > 0)
-        first, second, width = first[near], second[near], width[near]
-        height = np.minimum(y2[first], y2[second]) - np.maximum(y1[first], y1[second])
+        first, second, width = np.repeat(np.arange(len(ours)), counts)[near], second[near], width[near]
+        height = np.minimum(y2[first], v2[second]) - np.maximum(y1[first], v1[second])
         overlap: NDArray[Any] = width * np.maximum(height, 0)
-        above = overlap / (area[first] + area[second] - overlap) > threshold
+        areas = _areas(x1, y1, x2, y2)[first] + _areas(u1, v1, u2, v2)[second]
+        above = overlap / (areas - overlap) > threshold
     return first[above], second[above]
+
+
+def _areas(x1: Any, y1: Any, x2: Any, y2: Any) -> Any:
+    return np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)

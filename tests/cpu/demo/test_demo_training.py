@@ -47,7 +47,7 @@ def test_network_is_small_plain_and_shape_free() -> None:
     convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
     assert all(m.groups == 1 for m in convolutions)
     assert all(m.out_channels % 8 == 0 for m in convolutions if m.bias is None)
-    assert NUM_CLASSES == len(CLASSES)
+    assert len(CLASSES) == NUM_CLASSES
     with torch.inference_mode():
         for height, width in ((320, 320), (256, 416), (64, 32)):
             anchors = height * width * 21 // 1024
@@ -147,8 +147,8 @@ def test_training_learns_eight_scenes(tmp_path: Path) -> None:
     values = [trainer.step(ring, 128, 1.0, 0.0) for _ in range(30)]
     first, last = values[:3], values[-3:]
     assert all(torch.isfinite(one.total) for one in values)
-    assert sum(float(one.total) for one in last) < 0.8 * sum(float(one.total) for one in first)
-    assert sum(float(one.box) for one in last) < 0.9 * sum(float(one.box) for one in first)
+    assert sum(one.total.item() for one in last) < 0.8 * sum(one.total.item() for one in first)
+    assert sum(one.box.item() for one in last) < 0.9 * sum(one.box.item() for one in first)
     moved = [(a - b).abs().max() for a, b in zip(trainer.average.network.parameters(), demo(False).parameters(), strict=True)]
     assert max(moved) > 0
 

@@ -178,6 +178,19 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     assert "a folder" in str(refused(tmp_path).got)
 
 
+def test_the_digest_knows_code_and_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "from torch import nn\nclass Coded(nn.Sequential):\n    pass\n"
+    (tmp_path / "coded_module.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from coded_module import Coded  # type: ignore[import-not-found]
+
+    first = digest(Coded(nn.ReLU()))
+    assert digest(Coded(nn.ReLU())) == first
+    assert digest(Coded(nn.SiLU())) != first
+    (tmp_path / "coded_module.py").write_text(source + "    slope = 2\n")
+    assert digest(Coded(nn.ReLU())) != first
+
+
 def test_nan_weights_load_and_are_noted(tmp_path: Path, state: dict[str, Tensor]) -> None:
     state["conv.weight"][0, 0, 0, 0] = float("nan")
     torch.save(state, tmp_path / "nan.pt")
