@@ -6,13 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as pybind
 
 from redline.errors import TrialError
 
 if TYPE_CHECKING:
     from redline.records.detect import Image, Tensor
 
-_FAILURES = (RuntimeError, ValueError, TypeError, OSError)  # onnxruntime's own exceptions derive from these
+_OWN = (
+    "Fail",
+    "InvalidArgument",
+    "NoSuchFile",
+    "NoModel",
+    "EngineError",
+    "RuntimeException",
+    "InvalidProtobuf",
+    "InvalidGraph",
+)
+# ONNX Runtime's exceptions derive from Exception alone and live in its extension module.
+_FAILURES = (
+    *(getattr(pybind, name) for name in (*_OWN, "NotImplemented", "EPFail")),
+    RuntimeError,
+    ValueError,
+    TypeError,
+    OSError,
+)
 
 
 def open_session(path: str, *, threads: int, concurrent: bool) -> ort.InferenceSession:

@@ -61,13 +61,18 @@ def judge_latency(
     return Verdict(answer="inconclusive", reason=f"within the noise of the objective: {figures}")
 
 
+def on_time(load: Load, p95_ms: float) -> bool:
+    """Whether the generator sent its requests when it meant to, closely enough for a verdict on `p95_ms`."""
+    return load.slip_p99_ms <= MAX_SLIP * p95_ms
+
+
 def _unfit(load: Load, p95_ms: float, rate: float, rate_tolerance: float) -> str | None:
     """Why the load says nothing about the objective."""
     if load.offered_per_s is None:
         return "a closed loop hides waiting time; the objective is judged on open-loop load"
     if load.offered_per_s < rate * (1 - rate_tolerance):
         return f"offered {load.offered_per_s:g}/s, the objective is {rate:g}/s"
-    if load.slip_p99_ms > MAX_SLIP * p95_ms:
+    if not on_time(load, p95_ms):
         return (
             f"the load generator was late: slip P99 {load.slip_p99_ms:.2f} ms is more than {MAX_SLIP:.0%}"
             f" of the objective of {p95_ms:g} ms"

@@ -80,9 +80,9 @@ def space(
     refusals += _graph_families(baseline, families, abilities, onnx, network_failure, graph_failure)
     refusals += _minimal_shapes(families, spec.model.preprocess, onnx)
     batches = tuple(2**power for power in range(MAX_BATCH.bit_length()))
-    if onnx is not None and not onnx.dynamic:
+    if onnx is not None and isinstance(onnx.input.shape[0], int):
         batches = (1,)
-        refusals.append(Refusal(what="batch > 1 and other input shapes", reason="the ONNX file fixes its input shape"))
+        refusals.append(Refusal(what="batch > 1", reason="the ONNX file fixes its batch size"))
     return Space(baseline=baseline, families=tuple(families), refusals=tuple(refusals), cores=cores, batches=batches)
 
 

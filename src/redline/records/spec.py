@@ -27,7 +27,7 @@ class Preprocess:
 
     resize: Resize = "letterbox"
     size: tuple[int, int] = (640, 640)
-    """(height, width) for letterbox and stretch; (shortest side, cap of the longest side) for shortest-side; unused for none."""
+    """letterbox, stretch: (height, width); shortest-side: (shortest side, cap of the longest side); none: unused."""
     anchor: Anchor = "top-left"
     interpolation: Interpolation = "bilinear"
     """Half-pixel centres, as OpenCV and torch with align_corners=False."""

@@ -20,7 +20,7 @@ def choose(
     fail: everything measured failed; the candidate named is the best found.
     """
     current = {trial.candidate: trial for trial in trials}
-    for contender in sorted((t for t in trials if _met(t) == "pass"), key=_rate, reverse=True):
+    for contender in sorted((t for t in trials if _met(t) == "pass"), key=_promise, reverse=True):
         confirmed, verdict = _confirm(contender, bench)
         current[contender.candidate] = confirmed
         if verdict.answer == "pass":
@@ -49,19 +49,26 @@ def _rate(trial: Trial) -> float:
     return trial.knee.rate_per_s if trial.knee is not None else 0.0
 
 
+def _promise(trial: Trial) -> tuple[float, float]:
+    """What holds the objective holds its rate, whatever the search for the knee found, or if there was no time for it."""
+    offered = trial.objective_load.offered_per_s if trial.objective_load is not None else None
+    return (max(_rate(trial), offered or 0.0), trial.screen.achieved_per_s if trial.screen is not None else 0.0)
+
+
 def _confirm(trial: Trial, bench: Bench) -> tuple[Trial, Verdict]:
     try:
         load = bench.at_objective(trial.candidate, repeat=1)
+        knee = trial.knee or bench.knee(trial.candidate, capacity=trial.screen.achieved_per_s if trial.screen else 0.0)
     except TrialError as error:
         failure = Failure(stage="confirm", code=error.code, message=error.text())
         return replace(trial, failure=failure), Verdict(answer="fail", reason=f"confirmation failed: {error.what}")
-    return replace(trial, confirmation=load), bench.judge(load)
+    return replace(trial, confirmation=load, knee=knee), bench.judge(load)
 
 
 def _reason(trial: Trial, objective: Objective) -> str:
     load, drop = trial.confirmation or trial.objective_load, trial.parity.drop if trial.parity else None
     p95 = f"P95 {load.p95_ms:.1f} ms (limit {objective.p95_ms:g}) at {load.achieved_per_s:.1f}/s" if load else "P95 unknown"
-    rate = f"up to {_rate(trial):.1f}/s within the limit"
+    rate = f"up to {_promise(trial)[0]:.1f}/s within the limit"
     accuracy = f"mAP drop {drop.relative_pct:.2f} % [{drop.relative_low_pct:.2f}, {drop.relative_high_pct:.2f}]" if drop else ""
     return f"{p95}; {rate}; {accuracy} (limit {objective.map_drop_pct:g} %)"
 
