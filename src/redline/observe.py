@@ -60,7 +60,9 @@ class Observer:
 
     def detections(self, candidate: Candidate) -> tuple[Detections, ...]:
         """One an evaluation image, in order; measured once and kept."""
-        packed = self._once("detections", family(candidate), "detections", Packed, lambda: self._detect(family(candidate)))
+        # Threads, batch and concurrency change rounding at most: one candidate stands for all of its family.
+        head = replace(candidate, threads=self._baseline.threads, batch=1, concurrency=1)
+        packed = self._once("detections", head, "detections", Packed, lambda: self._detect(head))
         return unpack(packed)
 
     def pictures(self, candidate: Candidate) -> tuple[Picture, ...]:
@@ -137,11 +139,6 @@ class Observer:
 
     def _images(self, count: int) -> list[Image]:
         return [_decoded(image) for image in self._subject.dataset.images[:count]]
-
-
-def family(candidate: Candidate) -> Candidate:
-    """The candidate that stands for all of equal accuracy: batch 1, one in flight."""
-    return replace(candidate, batch=1, concurrency=1)
 
 
 def pack(found: Sequence[Detections]) -> Packed:

@@ -6,6 +6,7 @@ Every stage is remembered by the digest of its inputs, so a run that was killed 
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -41,8 +42,9 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
     folder = runs / run_id(spec)
     store, journal = Store(runs / "store", on_wait=progress.note), Journal(folder / "journal.jsonl")
 
-    subject = load_subject(spec, progress)
-    graphs = export_graphs(subject, store, journal, progress)
+    with ThreadPoolExecutor(1) as aside:  # torch's OpenMP pool ends with the thread, and does not slow the runners' own
+        subject = aside.submit(load_subject, spec, progress).result()
+        graphs = aside.submit(export_graphs, subject, store, journal, progress).result()
     candidates = _candidates(subject, graphs, environment)
     salt = started if fresh else ""
     bench = Workbench(subject, graphs, candidates.baseline, store, journal, environment, progress, salt)

@@ -26,7 +26,12 @@ def build_runner(detector: Detector, onnx: OnnxModel | None, candidate: Candidat
         )
     from redline.engine.torch_runner import TorchRunner
 
-    return TorchRunner(detector.module, threads=candidate.threads, compiled=candidate.runner == "torch-compile")
+    return TorchRunner(
+        detector.module,
+        threads=candidate.threads,
+        compiled=candidate.runner == "torch-compile",
+        concurrent=candidate.concurrency > 1,
+    )
 
 
 def engine_digest(detector: Detector, onnx: OnnxModel | None, candidate: Candidate) -> str:

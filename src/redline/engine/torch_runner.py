@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,8 @@ class TorchRunner:
     TF32 stays off: it would change the reference silently on GPUs that have it.
     """
 
-    def __init__(self, module: torch.nn.Module, *, threads: int, compiled: bool) -> None:
+    def __init__(self, module: torch.nn.Module, *, threads: int, compiled: bool, concurrent: bool) -> None:
+        """`concurrent`: several calls in flight, each in its caller's thread; otherwise all run in one of the runner's."""
         self.name = f"torch {torch.__version__} {'compile' if compiled else 'eager'} FP32 CPU"
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
@@ -27,8 +29,14 @@ class TorchRunner:
         self._thread = threading.local()
         self._call: Any = torch.compile(module, dynamic=False, options={"freezing": True}) if compiled else module
         self._compiled = compiled
+        # OpenMP keeps a pool for every thread that ever ran parallel code, and stops spinning once the pools together have more
+        # threads than there are cores: inference then takes twice as long. So the pool lives in one thread and ends with it.
+        self._own = None if concurrent else ThreadPoolExecutor(1, thread_name_prefix="torch")
 
     def run(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return self._run(batch) if self._own is None else self._own.submit(self._run, batch).result()
+
+    def _run(self, batch: Tensor) -> tuple[Tensor, ...]:
         if not hasattr(self._thread, "ready"):
             # OpenMP's thread count belongs to the calling thread; compiled code is also guarded on it and would compile again.
             torch.set_num_threads(self._threads)
@@ -46,6 +54,8 @@ class TorchRunner:
         return tuple(tensor.numpy() for tensor in tensors)
 
     def close(self) -> None:
+        if self._own is not None:
+            self._own.shutdown()
         self._call = None
         if self._compiled:
             torch.compiler.reset()
