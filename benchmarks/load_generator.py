@@ -5,9 +5,10 @@ second of warm-up, then 10 s at 1,000 requests/s, one worker, batch 1, seed 0. T
 dispatch - intended dispatch) is the generator's own lateness and latency is what dispatch, hand-over to the worker and
 its wake-up add to a request. CPU share is the process' CPU time over wall time, of one core; it holds the worker too.
 Slip's P99 is what the measurement itself records; its P50 and maximum are of the dispatcher's wake-ups, a few us earlier.
-Goal: slip P99 <= 1 ms in both modes; exit code 1 if it is missed. The result, with its environment, goes to
-results/<date>-cpu-load-generator.json. `cpu_busy_by_others` and `steal` (shares of all cores, from /proc/stat) say
-whether the machine was idle: do not publish a run in which others were busy.
+`cpu_busy_by_others` and `steal` (shares of all cores, from /proc/stat; steal is time a hypervisor gave to other machines) say
+whether the machine was idle. A thread cannot be punctual on a core that is taken away, so every mode is repeated `--repeats`
+times and the goal, slip P99 <= 1 ms, is judged on the repeats with steal and others at most 0.5 % each; all of them are kept in
+results/<date>-cpu-load-generator.json. Exit code 1 if the median of those misses the goal or if there is none.
 """
 
 from __future__ import annotations
@@ -30,22 +31,21 @@ from redline.measure.clock import SystemClock
 from redline.measure.load import Arrivals, open_loop
 
 GOAL_SLIP_P99_MS = 1.0
+IDLE = 0.005
 HERE = Path(__file__).resolve().parent
 
 
 def main() -> int:
     options = _options()
     modes: list[Arrivals] = ["poisson", "constant"]
-    results = {mode: measure(mode, rate=options.rate, seconds=options.seconds) for mode in modes}
-    for mode, found in results.items():
-        slip, latency = found["slip_ms"], found["latency_ms"]
-        print(
-            f"{mode:9} {found['achieved_per_s']:.1f}/s"
-            f"  slip p50 {slip['p50']:.3f} p99 {slip['p99']:.3f} max {slip['max']:.3f} ms"
-            f"  latency p50 {latency['p50']:.3f} p99 {latency['p99']:.3f} ms"
-            f"  CPU {found['cpu_share']:.1%}  others {found['cpu_busy_by_others']:.1%}  steal {found['steal']:.1%}"
-        )
-    held = all(found["slip_ms"]["p99"] <= GOAL_SLIP_P99_MS for found in results.values())
+    results: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
+    for _ in range(options.repeats):
+        for mode in modes:
+            results[mode].append(measure(mode, rate=options.rate, seconds=options.seconds))
+            show(mode, results[mode][-1])
+    quiet = {mode: [row["slip_ms"]["p99"] for row in rows if idle(row)] for mode, rows in results.items()}
+    medians = {mode: float(np.median(slips)) if slips else None for mode, slips in quiet.items()}
+    held = all(median is not None and median <= GOAL_SLIP_P99_MS for median in medians.values())
     record = {
         "what": "load generator against a no-op",
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -53,14 +53,33 @@ def main() -> int:
         "seconds": options.seconds,
         "goal_slip_p99_ms": GOAL_SLIP_P99_MS,
         "goal_held": held,
+        "idle_repeats": {mode: len(slips) for mode, slips in quiet.items()},
+        "median_slip_p99_ms_of_idle_repeats": medians,
         "results": results,
         "environment": environment(),
     }
     out = options.out or HERE / "results" / f"{datetime.now(timezone.utc):%Y-%m-%d}-cpu-load-generator.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"goal (slip P99 <= {GOAL_SLIP_P99_MS:g} ms) {'held' if held else 'missed'}; {out}")
+    outcome = "held" if held else "missed"
+    print(f"goal (slip P99 <= {GOAL_SLIP_P99_MS:g} ms) {outcome}: medians {medians} of idle repeats {record['idle_repeats']}")
     return 0 if held else 1
+
+
+def idle(row: dict[str, Any]) -> bool:
+    """Whether the cores were this machine's own during the repeat."""
+    return bool(row["steal"] <= IDLE and row["cpu_busy_by_others"] <= IDLE)
+
+
+def show(mode: str, found: dict[str, Any]) -> None:
+    slip, latency = found["slip_ms"], found["latency_ms"]
+    print(
+        f"{mode:9} {found['achieved_per_s']:.1f}/s"
+        f"  slip p50 {slip['p50']:.3f} p99 {slip['p99']:.3f} max {slip['max']:.3f} ms"
+        f"  latency p50 {latency['p50']:.3f} p99 {latency['p99']:.3f} ms"
+        f"  CPU {found['cpu_share']:.1%}  others {found['cpu_busy_by_others']:.1%}  steal {found['steal']:.1%}",
+        flush=True,
+    )
 
 
 class WatchedClock(SystemClock):
@@ -138,6 +157,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rate", type=float, default=1000.0, help="requests/s")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each mode")
+    parser.add_argument("--repeats", type=int, default=6, help="of each mode")
     parser.add_argument("--out", type=Path, help="result file")
     return parser.parse_args()
 
