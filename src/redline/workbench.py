@@ -34,6 +34,8 @@ OBJECTIVE_SHARE = 0.1
 STEP_REQUESTS, STEP_S = 80, 10.0
 """The same for a step of the search for the knee and for the A/A pilot; 72 is the least for a P95 (`requests_needed`)."""
 WARM_UP_S = 3.0
+OVERDUE = 3.0
+"""A load is given up once a request is this many times the P95 limit old: it is overload, and waiting longer shows no more."""
 ATTEMPTS = 3
 """A load whose generator was late says nothing: it is measured again, so often at the most."""
 CLIMB_SHARE = 0.5
@@ -198,7 +200,7 @@ class Workbench:
                 batch=candidate.batch,
                 seed=seed,
                 same_batch=live.same_batch,
-                max_backlog_s=max(2.0, 10 * self._objective.p95_ms / 1000),
+                max_backlog_s=max(2.0, OVERDUE * self._objective.p95_ms / 1000),
             )
 
         for attempt in range(ATTEMPTS):

@@ -91,8 +91,9 @@ def _notes(winner: Trial, trials: Sequence[Trial], noise: Noise | None) -> tuple
 def _without_winner(trials: Sequence[Trial], objective: Objective) -> Choice:
     measured = [t for t in trials if t.failure is None and t.objective_load is not None]
     if not measured:
-        failures = "; ".join(f"{t.candidate.name}: {t.failure.message.splitlines()[0]}" for t in trials if t.failure)
-        verdict = Verdict(answer="fail", reason=f"no candidate could be measured. {failures}")
+        reasons = [f"{t.candidate.name}: {t.failure.message.splitlines()[0]}" for t in trials if t.failure]
+        reasons += [f"{t.candidate.name}: {t.parity.verdict.reason}" for t in trials if t.parity and not t.failure]
+        verdict = Verdict(answer="fail", reason="; ".join(["no candidate could be measured", *reasons]))
         return Choice(candidate=None, trial=None, verdict=verdict)
     undecided = [t for t in measured if _met(t) == "inconclusive"]
     best = max(undecided or measured, key=lambda t: (_rate(t), -(t.objective_load.p95_ms if t.objective_load else 0.0)))

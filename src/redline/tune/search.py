@@ -41,6 +41,9 @@ def search(space: Lawful, bench: Bench, objective: Objective, note: Callable[[st
     trials: dict[Candidate, Trial] = {}
     for family in space.families:
         trials[family] = _step(bench.trial(family), "parity", lambda t: replace(t, parity=bench.parity(t.candidate)))
+        if not _accurate(trials[space.baseline]):
+            note("the reference itself is not sound, so nothing can be compared with it")
+            return tuple(trials.values())
     live = [family for family in space.families if _accurate(trials[family])]
     for family in live:
         trials[family] = _screened(trials[family], bench)

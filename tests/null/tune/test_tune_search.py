@@ -155,6 +155,17 @@ def test_a_failing_family_is_data_and_the_search_goes_on() -> None:
     assert all(t.candidate.runner == "torch-eager" for t in trials if t.objective_load is not None)
 
 
+def test_an_unsound_reference_ends_the_search_with_its_reason() -> None:
+    bench = Fake(parities={"torch-eager": "fail"})
+    trials, notes = run(bench, EAGER, ENGINE)
+    assert [t.candidate for t in trials] == [EAGER]
+    assert bench.screened == []
+    assert any("reference" in note for note in notes)
+    choice, _ = choose(trials, bench, OBJECTIVE, None)
+    assert (choice.candidate, choice.verdict.answer) == (None, "fail")
+    assert "made up" in choice.verdict.reason
+
+
 def test_an_inaccurate_family_is_never_loaded() -> None:
     bench = Fake(parities={"onnxruntime": "fail"})
     trials, _ = run(bench, EAGER, ENGINE)
