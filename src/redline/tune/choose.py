@@ -49,16 +49,20 @@ def _rate(trial: Trial) -> float:
     return trial.knee.rate_per_s if trial.knee is not None else 0.0
 
 
+def _capacity(trial: Trial) -> float:
+    return trial.screen.achieved_per_s if trial.screen is not None else 0.0
+
+
 def _promise(trial: Trial) -> tuple[float, float]:
     """What holds the objective holds its rate, whatever the search for the knee found, or if there was no time for it."""
     offered = trial.objective_load.offered_per_s if trial.objective_load is not None else None
-    return (max(_rate(trial), offered or 0.0), trial.screen.achieved_per_s if trial.screen is not None else 0.0)
+    return (max(_rate(trial), offered or 0.0), _capacity(trial))
 
 
 def _confirm(trial: Trial, bench: Bench) -> tuple[Trial, Verdict]:
     try:
         load = bench.at_objective(trial.candidate, repeat=1)
-        knee = trial.knee or bench.knee(trial.candidate, capacity=trial.screen.achieved_per_s if trial.screen else 0.0)
+        knee = trial.knee or bench.knee(trial.candidate, capacity=_capacity(trial))
     except TrialError as error:
         failure = Failure(stage="confirm", code=error.code, message=error.text())
         return replace(trial, failure=failure), Verdict(answer="fail", reason=f"confirmation failed: {error.what}")
@@ -77,11 +81,11 @@ def _notes(winner: Trial, trials: Sequence[Trial], noise: Noise | None) -> tuple
     """How the winner stands against torch.compile, and against the runner-up."""
     notes = []
     margin = noise.relative if noise is not None else 0.0
-    compiled = max((t for t in trials if t.candidate.runner == "torch-compile" and t.knee), key=_rate, default=None)
+    compiled = max((t for t in trials if t.candidate.runner == "torch-compile" and t.screen), key=_capacity, default=None)
     if compiled is not None and winner.candidate.runner != "torch-compile":
-        ratio = _rate(winner) / _rate(compiled) if _rate(compiled) > 0 else float("inf")
+        ratio = _capacity(winner) / _capacity(compiled) if _capacity(compiled) > 0 else float("inf")
         worth = "worth it" if ratio > 1 + margin else "not worth it: within the noise of torch.compile or slower"
-        notes.append(f"{ratio:.2f}x the rate of torch.compile ({_rate(compiled):.1f}/s): {worth}")
+        notes.append(f"{ratio:.2f}x the capacity of torch.compile ({_capacity(compiled):.1f}/s): {worth}")
     others = sorted((t for t in trials if t.candidate != winner.candidate and _met(t) == "pass"), key=_rate, reverse=True)
     if others and _rate(others[0]) > _rate(winner) * (1 - margin):
         notes.append(f"{others[0].candidate.name} is within the noise ({100 * margin:.0f} %): {_rate(others[0]):.1f}/s")

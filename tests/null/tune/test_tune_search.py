@@ -218,4 +218,4 @@ def test_the_choice_says_how_it_stands_against_torch_compile() -> None:
     bench = Fake()
     trials, _ = run(bench, EAGER, replace(EAGER, runner="torch-compile"), ENGINE)
     choice, _ = choose(trials, bench, OBJECTIVE, None)
-    assert any(note.startswith("2.20x the rate of torch.compile") and "worth it" in note for note in choice.notes)
+    assert any(note.startswith("2.20x the capacity of torch.compile") and "worth it" in note for note in choice.notes)
