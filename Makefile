@@ -25,7 +25,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml tools/make_venv.sh
 	PYTHON="$(PYTHON)" sh tools/make_venv.sh "$(VENV)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[torch,ort,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[torch,ort,triton,dev]"
 	touch $@
 
 clean:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from redline.evaluate import Observer
 from redline.live import Live, identity, open_live, request_mix
 from redline.measure.knee import find_knee
 from redline.measure.load import closed_loop, open_loop
 from redline.measure.verdict import judge_latency, noise_pilot, on_time
 from redline.measure.warm import warm_up
-from redline.observe import Observer
 from redline.records import Candidate, Choice, Knee, Load, Noise, ParityReport, Picture, Trial, Verdict
 from redline.store import Journal, Store, digest_of
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     Image = NDArray[np.uint8]  # (H, W, 3), RGB
     Tensor = NDArray[np.float32]
 
-ShapePolicy = Literal["fixed", "minimal"]
-"""fixed: letterbox to exactly `Preprocess.size`; minimal: pad only to the next multiple of `Preprocess.stride`."""
+ShapePolicy = Literal["fixed", "minimal"] | tuple[tuple[int, int], ...]
+"""fixed: letterbox to exactly `Preprocess.size`; minimal: pad only to the next multiple of `Preprocess.stride`; a tuple of
+buckets (height, width): pad what "minimal" gives to the smallest bucket that holds it, so that few shapes reach the network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,6 +15,24 @@ Answer = Literal["pass", "fail", "inconclusive"]
 LoadMode = Literal["poisson", "constant", "closed"]
 
 
+Pipeline = Literal["fused", "bls", "ensemble"]
+"""How a server joins the steps of a request. fused: all in one process; bls: the entry calls the network's model through the
+server; ensemble: prepare, network and finish are models of their own that the server's scheduler joins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """The knobs that only a server has."""
+
+    pipeline: Pipeline = "fused"
+    queue_delay_us: int = 0
+    """Longest wait of a request for others to share its batch, microseconds."""
+    workers: int = 1
+    """Processes of each step beside the network (bls, ensemble); fused has none."""
+    queue_size: int = 128
+    """Requests that may wait; more are refused at once."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """Every knob of a deployment, one record."""
@@ -30,11 +48,22 @@ class Candidate:
     """Inferences in flight."""
     shapes: ShapePolicy = "fixed"
     prepost: PrePost = "host"
+    serving: Serving | None = None
+    """None: measured in-process."""
+
+    @property
+    def shape_name(self) -> str:
+        return self.shapes if isinstance(self.shapes, str) else f"{len(self.shapes)} buckets"
 
     @property
     def name(self) -> str:
-        parts = [self.runner, self.precision, self.shapes, f"t{self.threads}", f"b{self.batch}", f"c{self.concurrency}"]
-        return " ".join([*parts, "in-graph"] if self.prepost == "graph" else parts)
+        parts = [self.runner, self.precision, self.shape_name, f"t{self.threads}", f"b{self.batch}", f"c{self.concurrency}"]
+        if self.prepost == "graph":
+            parts.append("in-graph")
+        if self.serving is not None:
+            parts += [self.serving.pipeline, f"d{self.serving.queue_delay_us}us"]
+            parts += [f"w{self.serving.workers}"] if self.serving.pipeline != "fused" else []
+        return " ".join(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +250,19 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """The search through the server: its trials (their candidates have `serving`) beside the in-process choice."""
+
+    server: str
+    trials: tuple[Trial, ...]
+    choice: Choice
+    in_process: Load | None
+    """The in-process winner's load at the objective's rate, for the comparison."""
+    refusals: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Library:
     name: str
     version: str | None
@@ -292,6 +334,8 @@ class RunRecord:
     choice: Choice
     pictures: tuple[Picture, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    served: Served | None = None
+    """None: the spec or the machine has no server."""
 
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2

@@ -15,6 +15,7 @@ BoxFormat = Literal["xyxy", "cxcywh"]
 LabelMap = Literal["index", "category-id"]
 MapEvidence = Literal["interval", "point"]
 Precision = Literal["fp32", "fp16", "int8"]
+Server = Literal["embedded", "container", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +129,35 @@ class Objective:
 class TargetSpec:
     devices: str = "auto"
     precisions: tuple[Precision, ...] = ("fp32",)
+    server: Server = "embedded"
+    """embedded: a Triton on this machine; container: what is rendered is for NVIDIA's Triton image; none: nothing is served."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     minutes: float = 10.0
     """Time for screening and load measurements; export, parity and baseline are always finished."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSpec:
+    """The service that releases go to, and what a release on probation may do before it is rolled back."""
+
+    name: str = "detector"
+    port: int = 0
+    """Of the gateway, loopback only; 0: a free one, kept over restarts."""
+    canary_pct: float = 10.0
+    """Share of the requests that a verified release answers before it is promoted."""
+    canary_requests: int = 100
+    """Requests shadowed to the canary before promotion; sent from the evaluation images where there is too little traffic."""
+    hold_s: float = 60.0
+    """Probation after promotion, seconds; the release before stays loaded meanwhile and after it."""
+    error_pct: float = 0.1
+    """Largest share of requests that may fail."""
+    disagreement_pct: float = 5.0
+    """Largest share of boxes that may differ between the active release and a canary, or the release before."""
+    body_mb: float = 32.0
+    """Largest request body, MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,3 +169,4 @@ class Spec:
     objective: Objective
     target: TargetSpec = field(default_factory=TargetSpec)
     budget: Budget = field(default_factory=Budget)
+    serve: ServeSpec = field(default_factory=ServeSpec)

@@ -23,7 +23,7 @@ def drops(record: RunRecord) -> list[tuple[str, MapDrop, str]]:
             continue
         drop, candidate = trial.parity.drop, trial.candidate
         key = (drop, candidate.runner, candidate.precision, candidate.shapes, candidate.prepost)
-        name = " · ".join([words.knob(candidate, "runner"), candidate.precision.upper(), candidate.shapes])
+        name = " · ".join([words.knob(candidate, "runner"), candidate.precision.upper(), candidate.shape_name])
         style = "choice" if choice is not None and trial.digest == choice.digest else trial.parity.verdict.answer
         if key not in found:
             found[key] = (name + (" · in graph" if candidate.prepost == "graph" else ""), drop, style, 0)

@@ -75,7 +75,7 @@ def rate_values(chain: tuple[Step, ...]) -> tuple[list[float], str]:
 
 def _short(trial: Trial) -> str:
     candidate = trial.candidate
-    parts = [words.knob(candidate, "runner"), candidate.shapes, f"t{candidate.threads}", f"b{candidate.batch}"]
+    parts = [words.knob(candidate, "runner"), candidate.shape_name, f"t{candidate.threads}", f"b{candidate.batch}"]
     return " ".join([*parts, f"c{candidate.concurrency}"])
 
 

@@ -82,7 +82,7 @@ def _cells(row: TrialRow, roomy: bool) -> list[Text]:
     both = words.NONE if row.p95_ms is None else f"{words.number(row.p50_ms)}/{words.number(row.p95_ms)}"
     spread = row.interval.replace(" to ", "..")
     sign = "★" if "choice" in row.role else "○" if "baseline" in row.role else ""
-    texts = [sign, runner + precision + placed, candidate.shapes, *(knobs if roomy else ["/".join(knobs)])]
+    texts = [sign, runner + precision + placed, candidate.shape_name, *(knobs if roomy else ["/".join(knobs)])]
     texts += [words.number(row.capacity), both, words.number(row.knee), f"{row.drop} {spread}" if spread else row.drop]
     return [Text(cell) for cell in texts] + [Text(word, style=STYLES[row.outcome])]
 

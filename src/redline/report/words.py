@@ -113,13 +113,17 @@ def plural(count: int, noun: str, several: str | None = None) -> str:
 
 
 def knob(candidate: Candidate, field: str) -> str:
-    value = getattr(candidate, field)
+    value = candidate.shape_name if field == "shapes" else getattr(candidate, field)
     return RUNNERS.get(value, str(value)) if field == "runner" else str(value)
 
 
 def title(candidate: Candidate) -> str:
     """A candidate in a sentence: ONNX Runtime, FP32, minimal shapes, 2 threads, batch 1, 1 in flight."""
-    parts = [knob(candidate, "runner"), candidate.precision.upper(), f"{candidate.shapes} shapes"]
+    parts = [
+        knob(candidate, "runner"),
+        candidate.precision.upper(),
+        f"{candidate.shape_name} shapes" if isinstance(candidate.shapes, str) else candidate.shape_name,
+    ]
     parts += [plural(candidate.threads, "thread"), f"batch {candidate.batch}", f"{candidate.concurrency} in flight"]
     if candidate.device != "cpu":
         parts.append(f"on {candidate.device}")

@@ -1,0 +1,1 @@
+"""What runs inside Triton's Python backend. A release carries a copy of it, so it imports nothing that is not copied."""

@@ -1,0 +1,1 @@
+"""Triton repositories, the embedded server, its gateway and releases. Knows nothing of how a candidate was found."""
