@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redline.errors import TrialError
-from redline.records import Dataset, Detector, OnnxModel, Spec, Traffic
+from redline.records import Dataset, Detector, OnnxModel, ServeSpec, Spec, Traffic
 from redline.store import Journal, Store, digest_of
 from redline.store.tools import tool_versions
 
@@ -87,5 +87,5 @@ def export_graphs(subject: Subject, store: Store, journal: Journal, progress: Pr
 
 
 def run_id(spec: Spec) -> str:
-    """The spec file's name and a digest of what it says: the same spec resumes the same run."""
-    return f"{Path(spec.path).stem}-{digest_of(replace(spec, path=''))[:8]}"
+    """The spec file's name and a digest of what it says: the same spec resumes the same run. Serving changes no measurement."""
+    return f"{Path(spec.path).stem}-{digest_of(replace(spec, path='', serve=ServeSpec()))[:8]}"

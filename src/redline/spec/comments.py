@@ -58,7 +58,16 @@ COMMENTS = {
     "objective.map_evidence": '"interval": the 95 % interval must be within it; "point": the estimate is enough',
     "target.devices": '"auto" or "cpu"',
     "target.precisions": 'any of "fp32", "fp16", "int8"',
+    "target.server": '"embedded": Triton on this machine, "container": files for NVIDIA\'s image, "none"',
     "budget.minutes": "for screening and load measurements",
+    "serve.name": "of the service; its models and URLs carry it",
+    "serve.port": "of the gateway, loopback only; 0: a free one",
+    "serve.canary_pct": "percent of the requests that a verified release answers before it is promoted",
+    "serve.canary_requests": "requests answered by both releases and compared before promotion",
+    "serve.hold_s": "seconds on probation after promotion, in which a breach rolls back",
+    "serve.error_pct": "percent of requests that may fail",
+    "serve.disagreement_pct": "percent of boxes that may differ from the release before",
+    "serve.body_mb": "largest request, MB",
 }
 
 OPTIONAL = {

@@ -21,6 +21,7 @@ from redline.records import (
     Objective,
     Postprocess,
     Preprocess,
+    ServeSpec,
     Spec,
     TargetSpec,
 )
@@ -149,6 +150,7 @@ def _record(tables: SpecFile, path: Path) -> Spec:
         objective=Objective(**given["objective"]),
         target=TargetSpec(**_tupled(given.get("target", {}))),
         budget=Budget(**given.get("budget", {})),
+        serve=ServeSpec(**given.get("serve", {})),
     )
 
 

@@ -13,6 +13,8 @@ from redline.records import spec as records
 
 REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 LARGEST_SIDE = 16_384
+SERVICE = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,39}")
+"""It becomes a folder, part of URLs and of Triton's model names, where `_` joins it with the release's number."""
 
 
 def _repeat(count: int) -> BeforeValidator:
@@ -45,6 +47,12 @@ def _unique(values: list[Any]) -> list[Any]:
 def _identifier(value: str) -> str:
     if not value.isidentifier():
         raise ValueError("the name of a keyword argument")
+    return value
+
+
+def _service(value: str) -> str:
+    if not SERVICE.fullmatch(value):
+        raise ValueError("a letter, then letters, digits and - up to 40 characters")
     return value
 
 
@@ -130,10 +138,22 @@ class ObjectiveTable(Table):
 class TargetTable(Table):
     devices: Literal["auto", "cpu"] | None = None
     precisions: Annotated[list[records.Precision], Field(min_length=1), AfterValidator(_unique)] | None = None
+    server: records.Server | None = None
 
 
 class BudgetTable(Table):
     minutes: Positive | None = None
+
+
+class ServeTable(Table):
+    name: Annotated[str, AfterValidator(_service)] | None = None
+    port: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    canary_pct: Annotated[float, Field(ge=0, le=50)] | None = None
+    canary_requests: Annotated[int, Field(ge=1)] | None = None
+    hold_s: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] | None = None
+    error_pct: Annotated[float, Field(ge=0, lt=100)] | None = None
+    disagreement_pct: Annotated[float, Field(ge=0, le=100)] | None = None
+    body_mb: Annotated[float, Field(gt=0, le=1_024)] | None = None
 
 
 class SpecFile(Table):
@@ -142,6 +162,7 @@ class SpecFile(Table):
     objective: ObjectiveTable
     target: TargetTable | None = None
     budget: BudgetTable | None = None
+    serve: ServeTable | None = None
 
 
 TABLES: dict[str, type[Table]] = {
@@ -156,5 +177,6 @@ TABLES: dict[str, type[Table]] = {
     "objective": ObjectiveTable,
     "target": TargetTable,
     "budget": BudgetTable,
+    "serve": ServeTable,
 }
 """Every table of the file by its dotted name."""

@@ -124,6 +124,7 @@ def to_toml(spec: Spec) -> str:
         _section("objective", _table(spec.objective)),
         _section("target", _table(spec.target)),
         _section("budget", _table(spec.budget)),
+        _section("serve", _table(spec.serve)),
     ]
     return "\n".join([HEADER, *sections])
 

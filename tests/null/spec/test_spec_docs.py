@@ -7,7 +7,18 @@ import json
 import re
 from pathlib import Path
 
-from redline.records import Budget, DataRef, DataSpec, Head, ModelSpec, Objective, Postprocess, Preprocess, TargetSpec
+from redline.records import (
+    Budget,
+    DataRef,
+    DataSpec,
+    Head,
+    ModelSpec,
+    Objective,
+    Postprocess,
+    Preprocess,
+    ServeSpec,
+    TargetSpec,
+)
 
 DOCS = Path(__file__).parents[3] / "docs" / "spec.md"
 RECORDS = {
@@ -19,6 +30,7 @@ RECORDS = {
     "objective": (Objective,),
     "target": (TargetSpec,),
     "budget": (Budget,),
+    "serve": (ServeSpec,),
 }
 
 

@@ -12,7 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redline.errors import BadInput
-from redline.records import Budget, DataRef, DataSpec, Head, ModelSpec, Objective, Postprocess, Preprocess, Spec, TargetSpec
+from redline.records import (
+    Budget,
+    DataRef,
+    DataSpec,
+    Head,
+    ModelSpec,
+    Objective,
+    Postprocess,
+    Preprocess,
+    ServeSpec,
+    Spec,
+    TargetSpec,
+)
 from redline.records import spec as kinds
 from redline.spec import load_spec, to_toml
 from redline.spec.rules import HEAD_DEFAULTS
@@ -139,8 +151,15 @@ def specs(draw, folder: Path):
         target=TargetSpec(
             devices=draw(st.sampled_from(["auto", "cpu"])),
             precisions=tuple(draw(st.lists(literal(kinds.Precision), min_size=1, unique=True))),
+            server=draw(literal(kinds.Server)),
         ),
         budget=Budget(minutes=draw(POSITIVE)),
+        serve=ServeSpec(
+            name=draw(st.from_regex(r"[A-Za-z][A-Za-z0-9-]{0,39}", fullmatch=True)),
+            port=draw(st.integers(0, 65_535)),
+            canary_pct=draw(st.floats(0, 50)),
+            hold_s=draw(st.floats(0, 86_400)),
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from redline.records import (
     Objective,
     Postprocess,
     Preprocess,
+    ServeSpec,
     Spec,
     TargetSpec,
 )
@@ -160,7 +161,7 @@ def test_tables_and_records_have_the_same_names():
     records = {
         "": Spec, "model": ModelSpec, "model.head": Head, "model.preprocess": Preprocess, "model.postprocess": Postprocess,
         "data": DataSpec, "data.evaluate": DataRef, "data.calibrate": DataRef, "objective": Objective, "target": TargetSpec,
-        "budget": Budget,
+        "budget": Budget, "serve": ServeSpec,
     }  # fmt: skip
     for name, table in TABLES.items():
         assert set(table.model_fields) == {field.name for field in dataclasses.fields(records[name])} - {"path"}
@@ -219,7 +220,14 @@ def test_tables_and_records_have_the_same_names():
         ("objective", "map_drop_pct = 100", "objective.map_drop_pct", "spec.value"),
         ("objective", 'map_evidence = "luck"', "objective.map_evidence", "spec.value"),
         ("target", 'devices = "cuda:0"', "target.devices", "spec.value"),
-        ("target", 'server = "embedded"', "target.server", "spec.unknown-key"),
+        ("target", 'server = "triton"', "target.server", "spec.value"),
+        ("target", 'servers = "embedded"', "target.servers", "spec.unknown-key"),
+        ("serve", 'name = "two words"', "serve.name", "spec.value"),
+        ("serve", 'name = "a_b"', "serve.name", "spec.value"),
+        ("serve", "port = 65536", "serve.port", "spec.value"),
+        ("serve", "canary_pct = 51.0", "serve.canary_pct", "spec.value"),
+        ("serve", "hold_s = -1.0", "serve.hold_s", "spec.value"),
+        ("serve", "hold_s = inf", "serve.hold_s", "spec.value"),
         ("target", "precisions = []", "target.precisions", "spec.value"),
         ("target", 'precisions = ["fp32", "fp32"]', "target.precisions", "spec.value"),
         ("target", 'precisions = ["fp32", "fp8"]', "target.precisions[1]", "spec.value"),
@@ -262,7 +270,7 @@ def test_suggestions(folder):
 
 def test_all_problems_are_reported_together(folder):
     text = MINIMAL.replace("p95_ms = 20", "p95_ms = -1").replace('"val"', '"vall"').replace('head = "yolox"', 'haed = "yolox"')
-    error = refused(folder, text + '[target]\nserver = "embedded"\n')
+    error = refused(folder, text + '[target]\nserver = "triton"\n')
     assert error.code == "spec.problems"
     assert "5 problems" in error.what
     for place in ("model.haed", "model.head", "objective.p95_ms", "target.server", "data.evaluate.images"):
