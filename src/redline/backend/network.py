@@ -1,0 +1,69 @@
+"""The network as a `records.Runner`: in this process, or a model of its own that the server runs (BLS)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from redline.backend.material import Material
+from redline.errors import TrialError
+from redline.records import Runner
+
+if TYPE_CHECKING:
+    from redline.records.detect import Tensor
+
+
+def local_network(material: Material) -> Runner:
+    """ONNX Runtime in this process; idle threads sleep where several processes share the cores."""
+    from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
+
+    return OnnxRuntimeRunner(str(material.network), threads=material.threads, concurrent=material.concurrency > 1)
+
+
+class ModelNetwork:
+    """The release's network model, asked through the server; its version is named, never the latest."""
+
+    def __init__(self, material: Material, model: str) -> None:
+        self.name = f"{model} version {material.number}"
+        self._model, self._version = model, material.number
+        self._input, self._outputs = material.input, list(material.outputs)
+
+    def run(self, batch: Tensor) -> tuple[Tensor, ...]:
+        import triton_python_backend_utils as pb
+
+        request = pb.InferenceRequest(
+            model_name=self._model,
+            model_version=self._version,
+            requested_output_names=self._outputs,
+            inputs=[pb.Tensor(self._input, batch)],
+            preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0),
+        )
+        answer = request.exec()
+        if answer.has_error():
+            raise TrialError("network-failed", f"the model {self.name} failed", got=answer.error().message())
+        return tuple(pb.get_output_tensor_by_name(answer, name).as_numpy() for name in self._outputs)
+
+    def close(self) -> None:
+        """Nothing: the server owns the model."""
+
+
+class Finite:
+    """A runner that refuses outputs with NaN or infinities: no answer is better than a wrong one."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.name, self._runner = runner.name, runner
+
+    def run(self, batch: Tensor) -> tuple[Tensor, ...]:
+        outputs = self._runner.run(batch)
+        if not all(finite(output) for output in outputs):
+            raise TrialError("network-not-finite", "the network gave NaN or infinite values")
+        return outputs
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def finite(array: np.ndarray[Any, Any]) -> bool:
+    """Whether all values are finite, in one pass: a sum in float64 is finite exactly if every float32 in it is."""
+    return bool(np.isfinite(array.sum(dtype=np.float64)))
