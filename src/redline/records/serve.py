@@ -86,6 +86,8 @@ class Release:
     golden: tuple[Golden, ...]
     redline: str
     tools: tuple[Library, ...]
+    data: str = ""
+    """Digest of the evaluation set that `accuracy` was measured on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

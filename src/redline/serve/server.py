@@ -92,7 +92,7 @@ class TritonServer:
             chosen = ports if ports is not None else free_ports(3)
             if self._launch(chosen):
                 break
-            taken = "address already in use" in self.log_tail().lower()
+            taken = "already in use" in self.log_tail().lower()
             if not taken or ports is not None or attempt == ATTEMPTS - 1:
                 code, what = ("serve.port", "a port is taken") if taken else ("serve.start", "the server did not start")
                 raise BadInput(code, what, got=f"{chosen}\n{self.log_tail()}", fix=f"see {self._folder / LOG_FILE}")
