@@ -51,7 +51,7 @@ class Observer:
         self._subject, self._baseline, self._once, self._live, self._progress = subject, baseline, once, live, progress
         self._truth: GroundTruth | None = None
         self._reference: Observed | None = None
-        self._raw: dict[str, tuple[tuple[np.ndarray[Any, Any], ...], ...]] = {}
+        self._raw: dict[Candidate, tuple[tuple[np.ndarray[Any, Any], ...], ...]] = {}
 
     def parity(self, candidate: Candidate) -> ParityReport:
         """Raises TrialError if the candidate does not run, BadInput if an evaluation image cannot be read."""
@@ -130,12 +130,11 @@ class Observer:
         return pack(found)
 
     def _outputs(self, candidate: Candidate) -> tuple[tuple[np.ndarray[Any, Any], ...], ...]:
-        key = candidate.name
-        if key not in self._raw:
+        if candidate not in self._raw:
             predict = self._live(candidate).predict
             raw = predict.raw(self._images(PARITY_IMAGES))[0] if isinstance(predict, Predictor) else []
-            self._raw[key] = tuple(raw)
-        return self._raw[key]
+            self._raw[candidate] = tuple(raw)
+        return self._raw[candidate]
 
     def _images(self, count: int) -> list[Image]:
         return [_decoded(image) for image in self._subject.dataset.images[:count]]

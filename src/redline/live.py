@@ -16,7 +16,7 @@ from redline.records import Candidate
 if TYPE_CHECKING:
     from redline.engine.onnxruntime_runner import GraphSession
     from redline.prepare import Graphs, Subject
-    from redline.records import Runner
+    from redline.records import Preprocess, Runner, ShapePolicy
 
 LOAD_IMAGES = 256
 """Length of the request mix, which is then repeated; its encoded images are held in memory."""
@@ -31,6 +31,14 @@ class Mix:
 
     def at(self, request: int) -> bytes:
         return self.encoded[request % len(self.encoded)]
+
+    def padding_pct(self, preprocess: Preprocess, shapes: ShapePolicy) -> float:
+        """Percent of the network's input pixels that are padding when every request of the mix is answered once.
+
+        Every load repeats the mix, so this is what its pixels were; the expectation from the traffic alone (`Buckets.waste`)
+        differs where shares are rounded to whole requests or another image stands in for a size that the images do not have.
+        """
+        return vision.padding_pct(self.source_hw, preprocess, shapes)
 
 
 def request_mix(subject: Subject) -> Mix:

@@ -67,6 +67,7 @@ def _candidates(subject: Subject, graphs: Graphs, environment: Environment) -> S
     compiling = by_name["torch-compile"]
     return space(
         subject.spec,
+        subject.traffic,
         environment,
         Abilities(
             torch_compile=compiling.available,
@@ -109,6 +110,7 @@ def _record(
         trials=trials,
         refusals=candidates.refusals,
         choice=choice,
+        buckets=candidates.buckets,
         pictures=bench.pictures(choice),
         notes=notes,
     )

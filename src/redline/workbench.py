@@ -168,7 +168,8 @@ class Workbench:
             return replace(trial, seconds=spent)
         engine = identity(self._subject, self._graphs, trial.candidate)
         build = self._once("build", trial.candidate, "build", Build, lambda: self._timed_build(trial.candidate))
-        return replace(trial, seconds=spent, engine=engine, build_seconds=build.seconds)
+        padding = self._mix.padding_pct(self._subject.detector.preprocess, trial.candidate.shapes)
+        return replace(trial, seconds=spent, engine=engine, build_seconds=build.seconds, padding_pct=padding)
 
     def _timed_build(self, candidate: Candidate) -> Build:
         self.close()

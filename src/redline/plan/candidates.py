@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from redline.records import Candidate, Environment, OnnxModel, Preprocess, Refusal, Spec
+from redline.plan.buckets import choose_buckets
+from redline.records import Buckets, Candidate, Environment, OnnxModel, Preprocess, Refusal, Spec, Traffic
 from redline.records.run import RunnerKind
+from redline.vision import input_size
 
 MAX_BATCH = 8
+MOST_BUCKETS = 5
 COMPILE_MINUTES = 4.0
 """Least budget in which torch.compile is tried: YOLOX-Nano took 31 to 48 s for a thread count on 2 cores, with the compiler's
 own cache partly filled (benchmarks/results/2026-11-23-cpu-yolox-nano-416.json, build_seconds)."""
@@ -15,19 +18,25 @@ own cache partly filled (benchmarks/results/2026-11-23-cpu-yolox-nano-416.json, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """`families`: one starting candidate each (all cores, batch 1, one in flight). `batches`: what the batch knob may be."""
+    """`families`: one starting candidate each (all cores, batch 1, one in flight). `batches`: what the batch knob may be.
+
+    `buckets`: what the bucketed family pads to; None: there is no such family.
+    """
 
     baseline: Candidate
     families: tuple[Candidate, ...]
     refusals: tuple[Refusal, ...]
     cores: int
     batches: tuple[int, ...]
+    buckets: Buckets | None = None
 
     def lawful(self, candidate: Candidate) -> bool:
         """The one statement of what may be combined."""
         fits = candidate.threads * candidate.concurrency <= self.cores
         # A graph with pre-processing inside takes one image; torch.compile would compile every batch size again.
         single = candidate.prepost == "graph" or candidate.runner == "torch-compile"
+        if single and candidate.shapes != "fixed":
+            return False
         batch = candidate.batch in self.batches and (candidate.batch == 1 or not single)
         return fits and batch and candidate.threads >= 1 and candidate.concurrency >= 1
 
@@ -56,6 +65,7 @@ class Abilities:
 
 def space(
     spec: Spec,
+    traffic: Traffic,
     environment: Environment,
     abilities: Abilities,
     *,
@@ -64,7 +74,7 @@ def space(
     graph_failure: str | None,
     is_torch: bool,
 ) -> Space:
-    """Lawful families for `spec` on `environment`; what is refused carries its reason.
+    """Lawful families for `spec` under `traffic` on `environment`; what is refused carries its reason.
 
     `network_failure`, `graph_failure`: why there is no exported network, and none with pre- and post-processing inside.
     """
@@ -80,11 +90,23 @@ def space(
         refusals.append(Refusal(what="torch-compile", reason=str(reason)))
     refusals += _graph_families(baseline, families, abilities, onnx, network_failure, graph_failure)
     refusals += _minimal_shapes(families, spec.model.preprocess, onnx)
+    buckets, reason = _buckets(families, traffic, spec.model.preprocess)
+    if buckets is not None:
+        families.append(replace(baseline, runner="onnxruntime", shapes=buckets.policy))
+    elif reason is not None:
+        refusals.append(Refusal(what="shape buckets", reason=reason))
     batches = tuple(2**power for power in range(MAX_BATCH.bit_length()))
     if onnx is not None and isinstance(onnx.input.shape[0], int):
         batches = (1,)
         refusals.append(Refusal(what="batch > 1", reason="the ONNX file fixes its batch size"))
-    return Space(baseline=baseline, families=tuple(families), refusals=tuple(refusals), cores=cores, batches=batches)
+    return Space(
+        baseline=baseline,
+        families=tuple(families),
+        refusals=tuple(refusals),
+        cores=cores,
+        batches=batches,
+        buckets=buckets,
+    )
 
 
 def _precisions(spec: Spec) -> list[Refusal]:
@@ -134,12 +156,15 @@ def _graph_families(
 
 
 def _minimal_shapes(families: list[Candidate], preprocess: Preprocess, onnx: OnnxModel | None) -> list[Refusal]:
+    reason = None
     if preprocess.resize != "letterbox":
-        return [Refusal(what="minimal padding", reason=f"resize = {preprocess.resize!r} has no letterbox padding to save")]
-    if preprocess.anchor != "top-left":
-        return [Refusal(what="minimal padding", reason="a centred letterbox moves the image on the stride grid")]
-    if onnx is not None and not onnx.dynamic:
-        return [Refusal(what="minimal padding", reason="the ONNX file fixes its input shape")]
+        reason = f"resize = {preprocess.resize!r} has no letterbox padding to save"
+    elif preprocess.anchor != "top-left":
+        reason = "a centred letterbox moves the image on the stride grid"
+    elif onnx is not None and not onnx.dynamic:
+        reason = "the ONNX file fixes its input shape"
+    if reason is not None:
+        return [Refusal(what="minimal padding and shape buckets", reason=reason)]
     families += [
         replace(family, shapes="minimal")
         for family in tuple(families)
@@ -147,6 +172,27 @@ def _minimal_shapes(families: list[Candidate], preprocess: Preprocess, onnx: Onn
     ]
     if any(family.runner == "torch-compile" for family in families):
         return [
-            Refusal(what="torch-compile with minimal padding", reason="every new shape compiles again, for most of a minute")
+            Refusal(
+                what="torch-compile with minimal padding or shape buckets",
+                reason="every new shape compiles again, for most of a minute",
+            )
         ]
     return []
+
+
+def _buckets(families: list[Candidate], traffic: Traffic, preprocess: Preprocess) -> tuple[Buckets | None, str | None]:
+    """What the one bucketed family pads to, or why there is none.
+
+    One family, of ONNX Runtime: every family costs a pass over the evaluation set and a share of the budget. How many buckets
+    are best follows from the traffic, without a measurement; and what buckets are for, batches that fill, pays least in eager
+    torch.
+    """
+    if not any(family.runner == "onnxruntime" and family.shapes == "minimal" for family in families):
+        return None, None  # refused with the runner or with minimal padding
+    chosen = choose_buckets(traffic, preprocess, most=MOST_BUCKETS)
+    if len(chosen.buckets) == 1:
+        return None, "for this traffic no bucket saves more padding than it costs: the same as fixed shapes"
+    sizes = [(shape.height, shape.width) for shape in traffic.shapes]
+    if all(input_size(hw, preprocess, chosen.policy) == input_size(hw, preprocess, "minimal") for hw in sizes):
+        return None, "this traffic has so few input shapes that each gets its own: the same as minimal padding"
+    return chosen, None

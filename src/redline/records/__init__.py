@@ -1,6 +1,7 @@
 """Every frozen record and protocol that crosses a room. Standard library only; units are in the names."""
 
 from redline.records.detect import (
+    Buckets,
     Category,
     Dataset,
     Detections,
@@ -78,6 +79,7 @@ __all__ = [
     "Accuracy",
     "Action",
     "BoxMatch",
+    "Buckets",
     "Budget",
     "Candidate",
     "Category",

@@ -99,6 +99,29 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Buckets:
+    """Shape buckets for a traffic and what padding to them costs; see `plan.buckets`.
+
+    Waste is the area of the network inputs over the area of the resized images in them, minus 1, weighted by share of requests.
+    """
+
+    buckets: tuple[ShapeShare, ...]
+    """Ascending area, with the share of the requests that each takes (0 for a largest one that no request needs)."""
+    waste: float
+    waste_fixed: float
+    """The same under "fixed"."""
+    waste_minimal: float
+    """The same under "minimal"; it is of the stride alone, and no set of buckets has less."""
+    exact: bool
+    """No other set costs less; False: the best that a local search found."""
+
+    @property
+    def policy(self) -> tuple[tuple[int, int], ...]:
+        """As `Candidate.shapes` has it."""
+        return tuple((bucket.height, bucket.width) for bucket in self.buckets)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorFact:
     name: str
     dtype: str

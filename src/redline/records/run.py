@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from redline.records.detect import ModelFacts, OnnxModel, ShapePolicy, Traffic
+from redline.records.detect import Buckets, ModelFacts, OnnxModel, ShapePolicy, Traffic
 from redline.records.spec import Precision, Spec
 
 RunnerKind = Literal["torch-eager", "torch-compile", "onnxruntime"]
@@ -236,6 +236,8 @@ class Trial:
     latency: Verdict | None = None
     confirmation: Load | None = None
     """The winner's objective load again, on a freshly built runner with new arrivals."""
+    padding_pct: float | None = None
+    """Percent of the pixels of the network inputs that were padding, over the request mix of its loads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,6 +338,8 @@ class RunRecord:
     notes: tuple[str, ...] = field(default=())
     served: Served | None = None
     """None: the spec or the machine has no server."""
+    buckets: Buckets | None = None
+    """The shape buckets that were tried; None: none are lawful or worth it, see `refusals`."""
 
 
 SCHEMA_VERSION = 2

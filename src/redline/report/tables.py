@@ -129,6 +129,7 @@ def asked(record: RunRecord) -> list[tuple[str, str]]:
         ("mAP drop", f"at most {words.plain(goal.map_drop_pct)} % of the FP32 value, judged on {evidence}"),
         ("Evaluation data", f"{data.name}: {words.plural(data.images, 'image')}, {boxes}, {data.digest[:16]}"),
         ("Traffic", f"{words.plural(len(data.traffic.shapes), 'source size')} from {data.traffic.origin}"),
+        *_buckets(record),
         ("Precisions", ", ".join(precision.upper() for precision in spec.target.precisions)),
         ("Budget", f"{words.plain(spec.budget.minutes)} min; the run took {words.duration(record.seconds)}"),
         ("Spec", spec.path),
@@ -139,3 +140,18 @@ def asked(record: RunRecord) -> list[tuple[str, str]]:
             ("Noise floor", f"±{words.percent(100 * record.noise.relative, 1)} on P95, from the same load repeated: {seen} ms")
         )
     return rows
+
+
+def _buckets(record: RunRecord) -> list[tuple[str, str]]:
+    """The shape buckets, the share of requests in each, and their padding as expected from the traffic and as measured."""
+    found = record.buckets
+    if found is None:
+        return []
+    sizes = ", ".join(f"{b.height} × {b.width} ({words.percent(100 * b.share, 0)})" for b in found.buckets)
+    seen = [trial.padding_pct for trial in facts.every_trial(record) if trial.candidate.shapes == found.policy]
+    measured = next((f", {words.percent(value, 1)} measured" for value in seen if value is not None), "")
+    expected, fixed, minimal = (
+        words.percent(100 * waste / (1 + waste), 1) for waste in (found.waste, found.waste_fixed, found.waste_minimal)
+    )
+    padding = f"padding {expected} of the network's pixels expected{measured} (fixed {fixed}, minimal {minimal})"
+    return [("Shape buckets", f"{sizes}; {padding}")]

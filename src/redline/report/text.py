@@ -17,7 +17,7 @@ from redline.report.tables import TrialRow, trial_rows
 ANSWERS = {"pass": ("✓", "bold green"), "fail": ("✗", "bold red"), "inconclusive": ("?", "bold yellow")}
 STYLES = {"pass": "green", "inconclusive": "yellow", "fail": "red", "error": "red", "screened": "bright_black"}
 SHORT = {"torch-eager": "eager", "torch-compile": "compile", "onnxruntime": "ort"}
-ROOMY = 122
+ROOMY = 128
 MOST_ROWS = 14
 
 
@@ -62,7 +62,7 @@ def _trials(record: RunRecord, roomy: bool) -> Table:
     table.add_column("", min_width=1)
     table.add_column("runner", no_wrap=True)
     table.add_column("shapes", no_wrap=True)
-    for name in ("threads", "batch", "in flight") if roomy else ("t/b/c",):
+    for name in ("pad %", "threads", "batch", "in flight") if roomy else ("t/b/c",):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("cap/s", "P50/P95 ms" if roomy else "P50/P95", "knee/s", f"{metric} drop %"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -82,7 +82,9 @@ def _cells(row: TrialRow, roomy: bool) -> list[Text]:
     both = words.NONE if row.p95_ms is None else f"{words.number(row.p50_ms)}/{words.number(row.p95_ms)}"
     spread = row.interval.replace(" to ", "..")
     sign = "★" if "choice" in row.role else "○" if "baseline" in row.role else ""
-    texts = [sign, runner + precision + placed, candidate.shape_name, *(knobs if roomy else ["/".join(knobs)])]
+    padding = words.fixed(row.trial.padding_pct, 1)
+    shapes = candidate.shape_name if roomy or isinstance(candidate.shapes, str) else "buckets"
+    texts = [sign, runner + precision + placed, shapes, *([padding, *knobs] if roomy else ["/".join(knobs)])]
     texts += [words.number(row.capacity), both, words.number(row.knee), f"{row.drop} {spread}" if spread else row.drop]
     return [Text(cell) for cell in texts] + [Text(word, style=STYLES[row.outcome])]
 

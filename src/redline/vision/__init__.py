@@ -4,7 +4,7 @@ Reproducible bit for bit on one machine. Knows nothing of networks, runners, fil
 """
 
 from redline.vision.detections import postprocess
-from redline.vision.geometry import input_size, place, to_network, to_source
+from redline.vision.geometry import input_size, padding_pct, pixels, place, to_network, to_source
 from redline.vision.heads import decode_head
 from redline.vision.image import PIXEL_LIMIT, decode, image_size
 from redline.vision.levels import LARGEST_LOG_RATIO, base_anchors
@@ -22,6 +22,8 @@ __all__ = [
     "input_size",
     "nms",
     "normalisation",
+    "padding_pct",
+    "pixels",
     "place",
     "postprocess",
     "prepare",

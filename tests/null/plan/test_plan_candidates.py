@@ -18,9 +18,11 @@ from redline.records import (
     Objective,
     OnnxModel,
     Preprocess,
+    ShapeShare,
     Spec,
     TargetSpec,
     TensorFact,
+    Traffic,
 )
 
 ALL = Abilities(torch_compile=True, torch_compile_reason="", onnxruntime=True)
@@ -31,6 +33,16 @@ IMAGES = TensorFact(name="images", dtype="float32", shape=("N", 3, "H", "W"))
 GRAPH = OnnxModel(
     path="m.onnx", digest="d", exporter="torch.export", opset=18, input=IMAGES, outputs=(), dynamic=True, checks=()
 )
+
+
+def traffic(*sizes: tuple[int, int]) -> Traffic:
+    """The same share of each (height, width)."""
+    shapes = tuple(ShapeShare(height=height, width=width, share=1 / len(sizes)) for height, width in sizes)
+    return Traffic(shapes=shapes, origin="test")
+
+
+MIXED = traffic((480, 640), (440, 640), (360, 640), (600, 640), (640, 480), (640, 640))
+BUCKETS = ((384, 640), (480, 640), (640, 480), (640, 640))
 
 
 def spec(preprocess: Preprocess | None = None, head: str = "yolox", minutes: float = 10, **target: object) -> Spec:
@@ -50,9 +62,12 @@ def built(
     onnx: OnnxModel | None = GRAPH,
     is_torch: bool = True,
     graph_failure: str | None = None,
+    seen: Traffic = MIXED,
 ) -> Space:
     failure = "no export" if onnx is None else None
-    return space(s, ENVIRONMENT, abilities, onnx=onnx, network_failure=failure, graph_failure=graph_failure, is_torch=is_torch)
+    return space(
+        s, seen, ENVIRONMENT, abilities, onnx=onnx, network_failure=failure, graph_failure=graph_failure, is_torch=is_torch
+    )
 
 
 def reasons(s: Space) -> dict[str, str]:
@@ -68,6 +83,7 @@ def test_everything_that_can_run_is_a_family_and_eager_is_the_baseline() -> None
         ("onnxruntime", "fixed", "graph"),
         ("torch-eager", "minimal", "host"),
         ("onnxruntime", "minimal", "host"),
+        ("onnxruntime", BUCKETS, "host"),
     }
     assert built(spec()).baseline == Candidate(runner="torch-eager", threads=4)
 
@@ -103,14 +119,43 @@ def test_an_onnx_file_starts_from_onnx_runtime_and_a_fixed_one_has_one_shape() -
     assert space_.batches == (1,)
     assert all(f.shapes == "fixed" for f in space_.families)
     assert reasons(space_)["batch > 1"] == "the ONNX file fixes its batch size"
-    assert reasons(space_)["minimal padding"] == "the ONNX file fixes its input shape"
+    assert reasons(space_)["minimal padding and shape buckets"] == "the ONNX file fixes its input shape"
 
 
 @pytest.mark.parametrize("preprocess", [Preprocess(resize="stretch"), Preprocess(anchor="center")])
 def test_minimal_padding_only_where_the_letterbox_allows_it(preprocess: Preprocess) -> None:
     space_ = built(spec(preprocess))
     assert all(f.shapes == "fixed" for f in space_.families)
-    assert "minimal padding" in reasons(space_)
+    assert "minimal padding and shape buckets" in reasons(space_)
+
+
+@pytest.mark.parametrize(
+    ("seen", "same_as"),
+    [
+        (traffic((640, 640), (500, 500)), "fixed"),
+        (traffic((480, 640), (640, 640)), "minimal"),
+    ],
+)
+def test_buckets_that_are_another_policy_under_another_name_are_refused(seen: Traffic, same_as: str) -> None:
+    space_ = built(spec(), seen=seen)
+    assert {f.shapes for f in space_.families} == {"fixed", "minimal"}
+    assert space_.buckets is None
+    assert same_as in reasons(space_)["shape buckets"]
+
+
+def test_the_bucketed_family_is_one_and_its_record_says_what_it_is() -> None:
+    space_ = built(spec())
+    assert [f.shapes for f in space_.families if not isinstance(f.shapes, str)] == [BUCKETS]
+    assert space_.buckets is not None
+    assert space_.buckets.policy == BUCKETS
+    assert space_.buckets.waste_minimal < space_.buckets.waste < space_.buckets.waste_fixed
+    assert "shape buckets" not in reasons(space_)
+
+
+def test_without_onnx_runtime_there_is_no_bucketed_family() -> None:
+    for space_ in (built(spec(), onnx=None), built(spec(), replace(ALL, onnxruntime=False))):
+        assert all(isinstance(f.shapes, str) for f in space_.families)
+        assert space_.buckets is None
 
 
 def test_a_custom_head_has_no_graph_form() -> None:
@@ -130,3 +175,11 @@ def test_neighbours_are_lawful_and_move_one_knob() -> None:
     assert all(candidate.batch == 1 for candidate in space_.neighbours(graph))
     compiled = replace(start, runner="torch-compile")
     assert all(candidate.batch == 1 for candidate in space_.neighbours(compiled))
+    bucketed = replace(start, shapes=BUCKETS)
+    assert replace(bucketed, batch=2) in space_.neighbours(bucketed)
+    for whole in (
+        replace(bucketed, prepost="graph"),
+        replace(bucketed, runner="torch-compile"),
+        replace(graph, shapes="minimal"),
+    ):
+        assert not space_.lawful(whole)

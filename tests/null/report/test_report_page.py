@@ -69,6 +69,19 @@ def test_the_page_has_every_section_and_the_numbers(record: RunRecord) -> None:
     assert "Resize: antialias is not implemented" in html
 
 
+def test_padding_stands_with_the_shapes_as_expected_and_as_measured(record: RunRecord) -> None:
+    html = render_html(record)
+    assert "<td>minimal<small>3.7 % padding</small></td>" in html
+    assert "<td>2 buckets<small>9.1 % padding</small></td>" in html
+    expected = "320 × 416 (75 %), 416 × 416 (25 %); padding 9.1 % of the network&#39;s pixels expected, 9.1 % measured"
+    assert f"{expected} (fixed 28.6 %, minimal 3.7 %)" in html
+    row = next(line for line in summary(record, 140).splitlines() if "2 buckets" in line)
+    assert " 9.1 " in row
+    unlawful = replace(record, buckets=None, trials=tuple(replace(t, padding_pct=None) for t in record.trials))
+    assert "Shape buckets" not in render_html(unlawful)
+    assert "<td>minimal</td>" in render_html(unlawful)
+
+
 def test_ids_are_unique_and_references_stay_inside(record: RunRecord) -> None:
     page = Page(render_html(record))
     assert [key for key, count in Counter(page.ids).items() if count > 1] == []
@@ -185,7 +198,7 @@ def test_a_folder_that_cannot_be_written(record: RunRecord, tmp_path: Path) -> N
         write_report(record, tmp_path / "file")
 
 
-@pytest.mark.parametrize("width", [80, 140])
+@pytest.mark.parametrize("width", [80, 128, 140])
 def test_the_summary_fits_its_terminal(record: RunRecord, width: int) -> None:
     text = summary(record, width)
     assert max(len(line) for line in text.splitlines()) <= width

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redline import vision
+from redline.errors import BadInput
 from redline.records import Preprocess
 
 LETTERBOX = Preprocess(resize="letterbox", size=(416, 416))
@@ -63,6 +64,82 @@ def test_centred_image() -> None:
     centred = Preprocess(resize="letterbox", size=(416, 416), anchor="center")
     assert vision.place((480, 640), centred, "fixed").offset_yx == (52, 0)
     assert vision.place((427, 640), centred, "fixed").offset_yx == (69, 0)  # (416 - 277) // 2
+
+
+BUCKETS = ((416, 416), (416, 320), (320, 416), (256, 416))
+
+
+@pytest.mark.parametrize(
+    ("source", "preprocess", "expected"),
+    [
+        ((240, 640), LETTERBOX, (256, 416)),  # 156 x 416 -> 160 x 416
+        ((480, 640), LETTERBOX, (320, 416)),  # 312 x 416 -> 320 x 416
+        ((640, 480), LETTERBOX, (416, 320)),
+        ((640, 200), LETTERBOX, (416, 320)),  # narrower than any: the smallest that holds it
+        ((500, 600), LETTERBOX, (416, 416)),  # 346 x 416 -> 352 x 416
+        ((64, 64), Preprocess(resize="none"), (256, 416)),
+        ((300, 400), Preprocess(resize="shortest-side", size=(256, 416)), (256, 416)),  # 256 x 341 -> 256 x 352
+        ((300, 300), Preprocess(resize="stretch", size=(100, 100)), (100, 100)),
+    ],
+)
+def test_the_smallest_bucket_that_holds_the_minimal_canvas(
+    source: tuple[int, int], preprocess: Preprocess, expected: tuple[int, int]
+) -> None:
+    assert vision.input_size(source, preprocess, BUCKETS) == expected
+    assert vision.input_size(source, preprocess, BUCKETS[::-1]) == expected
+
+
+def test_of_buckets_of_equal_area_the_lower_one() -> None:
+    for buckets in (((64, 128), (128, 64), (32, 256)), ((32, 256), (128, 64), (64, 128))):
+        assert vision.input_size((32, 32), Preprocess(resize="none"), buckets) == (32, 256)
+        assert vision.input_size((33, 33), Preprocess(resize="none"), buckets) == (64, 128)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "allowed"), [(((256, 416), (320, 416)), "256 x 416, 320 x 416"), ((), "no buckets")], ids=["too small", "none"]
+)
+def test_no_bucket_holds_the_image(buckets: tuple[tuple[int, int], ...], allowed: str) -> None:
+    with pytest.raises(BadInput) as error:
+        vision.place((600, 640), LETTERBOX, buckets)
+    assert error.value.code == "shape-bucket"
+    assert error.value.got == "600 x 640, which needs a network input of 416 x 416"
+    assert allowed in str(error.value.allowed)
+    assert "416 x 416" in str(error.value.fix)
+
+
+@given(
+    source=st.tuples(SIZES, SIZES),
+    preprocess=PREPROCESS,
+    buckets=st.lists(st.tuples(st.integers(1, 80), st.integers(1, 80)), max_size=6),
+)
+def test_a_bucket_only_pads(source: tuple[int, int], preprocess: Preprocess, buckets: list[tuple[int, int]]) -> None:
+    minimal = vision.place(source, preprocess, "minimal")
+    height, width = minimal.input_hw
+    policy = (*((32 * h, 32 * w) for h, w in buckets), (height + 64, width + 32))
+    placement = vision.place(source, preprocess, policy)
+    assert placement.scale_yx == minimal.scale_yx
+    if preprocess.resize == "stretch":
+        assert placement == minimal
+        return
+    assert placement.input_hw in policy
+    assert placement.input_hw[0] >= height
+    assert placement.input_hw[1] >= width
+    holding = [b for b in policy if b[0] >= height and b[1] >= width]
+    assert placement.input_hw[0] * placement.input_hw[1] == min(h * w for h, w in holding)
+    if preprocess.anchor == "top-left":
+        assert placement.offset_yx == (0, 0)
+
+
+def test_padding_is_the_share_of_network_pixels_without_image() -> None:
+    """312 x 416 of 320 x 416 and of 416 x 416; a square image has none."""
+    sources = [(480, 640), (480, 640), (640, 640)]
+    used = 2 * 312 * 416 + 416 * 416
+    assert vision.padding_pct(sources, LETTERBOX, "fixed") == pytest.approx(100 * (1 - used / (3 * 416 * 416)))
+    bucketed = 100 * (1 - used / (2 * 320 * 416 + 416 * 416))
+    assert vision.padding_pct(sources, LETTERBOX, BUCKETS) == pytest.approx(bucketed)
+    assert vision.padding_pct([(640, 640)], LETTERBOX, "minimal") == 0.0
+    assert vision.padding_pct([], LETTERBOX, "fixed") == 0.0
+    assert vision.pixels((480, 640), LETTERBOX, BUCKETS) == (312 * 416, 320 * 416)
 
 
 @given(source=st.tuples(SIZES, SIZES), preprocess=PREPROCESS, shapes=POLICY)

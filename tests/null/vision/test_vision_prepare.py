@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,19 @@ def test_no_normalisation_leaves_levels_exact() -> None:
     tensor, placement = vision.prepare(image, Preprocess(resize="none", channels="bgr"), "minimal")
     assert np.array_equal(tensor, image[:, :, ::-1].transpose(2, 0, 1))
     assert placement.scale_yx == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("preprocess", [Preprocess(size=(96, 96)), Preprocess(resize="shortest-side", size=(64, 96))])
+def test_a_bucket_is_the_minimal_input_padded_by_hand_bit_for_bit(preprocess: Preprocess) -> None:
+    preprocess = replace(preprocess, channels="bgr", fill=(114, 0, 255), scale=1 / 255, mean=(0.5, 0.4, 0.3))
+    minimal, placement = vision.prepare(noise(50, 90), preprocess, "minimal")
+    found, bucketed = vision.prepare(noise(50, 90), preprocess, ((64, 64), (128, 160)))
+    assert placement.input_hw == (64, 96)
+    canvas = np.empty((3, 128, 160), np.float32)
+    canvas[:] = minimal[:, 63:, 95:]  # the image is 53 x 96: padding
+    canvas[:, :64, :96] = minimal
+    assert np.array_equal(found, canvas)
+    assert replace(bucketed, input_hw=placement.input_hw) == placement
 
 
 def test_out_is_written_whole_and_equal_bit_for_bit() -> None:
