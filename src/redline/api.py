@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from redline import store
     from redline.doctor import Ability
-    from redline.records import Environment, RunRecord, Spec
+    from redline.records import Environment, RunRecord, Spec, Switch
+    from redline.releasing import Outcome
+    from redline.serve.admin import Service, Status
+    from redline.serve.environment import ServerEnvironment
+    from redline.serve.state import ServiceInfo
     from redline.spec import Written
     from redline.store import Lineage, Reclaimed
 
@@ -147,6 +151,79 @@ def report(run_folder: Path) -> Path:
     from redline.report import write_report
 
     return write_report(read_run(run_folder), Path(run_folder))
+
+
+def release(
+    spec_path: Path | str, *, runs: Path = RUNS, hold: bool = True, probe: bool = True, progress: bool = True
+) -> Outcome:
+    """Verify the choice of the spec's run through the server beside what is served, promote it, hold it to the objective.
+
+    A release that is refused or rolled back is a result, in `Outcome.verdict`. Raises BadInput if there is no run, if it
+    found nothing to release, or if another release is under way; StoreError if the service cannot be written.
+    """
+    from rich.console import Console
+
+    from redline.prepare import run_id
+    from redline.progress import Progress
+    from redline.releasing import release as roll_out
+
+    spec = load_spec(spec_path)
+    record = read_run(Path(runs) / run_id(spec))
+    console = Console(stderr=True) if progress else None
+    return roll_out(spec, record, runs=Path(runs), progress=Progress(console), hold=hold, probe=probe)
+
+
+def rollback(spec_path: Path | str, *, runs: Path = RUNS, to: int | None = None) -> Switch:
+    """Back to the release before, or to release `to`. Raises BadInput if there is none or no service runs."""
+    return _service(spec_path, runs).rollback(to=to, reason="asked for")
+
+
+def service_status(spec_path: Path | str, *, runs: Path = RUNS) -> Status:
+    """The service as it is now. Raises BadInput if none runs."""
+    return _service(spec_path, runs).status()
+
+
+def serve(spec_path: Path | str, *, runs: Path = RUNS, ready: Callable[[ServiceInfo], None] = lambda _: None) -> None:
+    """Serve what was released, in this process, until it is told to stop."""
+    from redline import serving
+
+    serving.serve(serving.prepare_service(load_spec(spec_path), Path(runs)), ready)
+
+
+def start_service(spec_path: Path | str, *, runs: Path = RUNS) -> ServiceInfo:
+    """Start the service as a process of its own, unless it runs; returns where it answers."""
+    from redline.serve.daemon import start_detached
+    from redline.serving import prepare_service
+
+    return start_detached(prepare_service(load_spec(spec_path), Path(runs))).info
+
+
+def stop_service(spec_path: Path | str, *, runs: Path = RUNS) -> bool:
+    """End the service; False if none ran."""
+    from redline.serve.daemon import stop_service as stop
+    from redline.serving import service_folder
+
+    return stop(service_folder(load_spec(spec_path), Path(runs)))
+
+
+def install_server() -> ServerEnvironment:
+    """Install Triton and its own Python beside redline's, unless they are there."""
+    from redline.serve.environment import install_environment
+
+    return install_environment()
+
+
+def _service(spec_path: Path | str, runs: Path) -> Service:
+    from redline.errors import BadInput
+    from redline.serve.admin import running_service
+    from redline.serving import service_folder
+
+    spec = load_spec(spec_path)
+    service = running_service(service_folder(spec, Path(runs)))
+    if service is None:
+        fix = f"redline serve {spec_path} starts it, redline release {spec_path} makes its first release"
+        raise BadInput("serve.not-running", f"the service {spec.serve.name} does not run", fix=fix)
+    return service
 
 
 def explain(digest: str, runs: Path = RUNS) -> Lineage:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from redline import cli_serve
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.tree import Tree
@@ -191,6 +193,9 @@ def gc(
         return
     did = "would free" if done.dry_run else "freed"
     print(f"{did} {_size(done.bytes)} in {done.files} files; {done.kept} objects are needed by runs and stay")
+
+
+cli_serve.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from redline import vision
+from redline import __version__, vision
 from redline.data import read_bytes, request_order
 from redline.engine.build import build_runner, engine_digest
 from redline.predict import GraphPredictor, Predictor
 from redline.records import Candidate
+from redline.serve.environment import SERVER_VERSION
+from redline.store import digest_of
 
 if TYPE_CHECKING:
     from redline.engine.onnxruntime_runner import GraphSession
     from redline.prepare import Graphs, Subject
-    from redline.records import Preprocess, Runner, ShapePolicy
+    from redline.records import Dataset, Preprocess, Runner, ShapePolicy, Traffic
 
 LOAD_IMAGES = 256
 """Length of the request mix, which is then repeated; its encoded images are held in memory."""
@@ -42,8 +44,12 @@ class Mix:
 
 
 def request_mix(subject: Subject) -> Mix:
-    images = subject.dataset.images
-    order = request_order(subject.dataset, subject.traffic, LOAD_IMAGES, 0)
+    return mix_of(subject.dataset, subject.traffic)
+
+
+def mix_of(dataset: Dataset, traffic: Traffic) -> Mix:
+    images = dataset.images
+    order = request_order(dataset, traffic, LOAD_IMAGES, 0)
     once = {index: read_bytes(images[index]) for index in set(order)}
     return Mix(tuple(once[i] for i in order), tuple((images[i].height, images[i].width) for i in order))
 
@@ -59,6 +65,20 @@ class Live:
     input_hw: tuple[tuple[int, int], ...]
     """Network input size of each request of the mix."""
     build_seconds: float
+
+    @property
+    def joined(self) -> int:
+        """Requests that the load generator joins into one call."""
+        return self.candidate.batch
+
+    @property
+    def callers(self) -> int:
+        """Calls in flight."""
+        return self.candidate.concurrency
+
+    @property
+    def closed_callers(self) -> int:
+        return self.candidate.concurrency
 
     def target(self, requests: Sequence[int]) -> None:
         self.predict.from_bytes([self.mix.at(request) for request in requests])
@@ -104,4 +124,5 @@ def open_live(subject: Subject, graphs: Graphs, candidate: Candidate, mix: Mix) 
 def identity(subject: Subject, graphs: Graphs, candidate: Candidate) -> str:
     """Digest of the compiled network: of the end-to-end graph where pre- and post-processing are inside."""
     graph = graphs.end_to_end if candidate.prepost == "graph" else graphs.network
-    return engine_digest(subject.detector, graph, candidate)
+    digest = engine_digest(subject.detector, graph, candidate)
+    return digest if candidate.serving is None else digest_of([digest, SERVER_VERSION, __version__])

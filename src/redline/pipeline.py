@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redline.doctor import abilities, inspect_machine
+from redline.errors import BadInput
 from redline.plan.candidates import Abilities, Space, space
+from redline.plan.serving import served_space
 from redline.prepare import Graphs, Subject, export_graphs, load_subject, run_id
 from redline.progress import Progress
-from redline.records import SCHEMA_VERSION, Choice, DataFacts, Environment, RunRecord, Spec, Trial
+from redline.records import SCHEMA_VERSION, Choice, DataFacts, Environment, Refusal, RunRecord, Served, Spec, Trial
 from redline.report import write_report
+from redline.serve.environment import SERVER_VERSION
+from redline.served import Host
 from redline.store import Journal, Store, dump
 from redline.store.disk import write_file
 from redline.tune.choose import choose
@@ -27,6 +31,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from redline.workbench import Workbench
+
+
+SERVED_SHARE = 0.4
+"""Share of the budget for the search through a server, where there is one."""
 
 
 def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunRecord:
@@ -47,19 +55,59 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
         graphs = aside.submit(export_graphs, subject, store, journal, progress).result()
     candidates = _candidates(subject, graphs, environment)
     salt = started if fresh else ""
-    bench = Workbench(subject, graphs, candidates.baseline, store, journal, environment, progress, salt)
+    host, no_server = _host(spec, folder)
+    candidates = replace(candidates, refusals=(*candidates.refusals, *no_server))
+    minutes = spec.budget.minutes * (1 - SERVED_SHARE if host is not None else 1.0)
+    baseline = candidates.baseline
+    bench = Workbench(subject, graphs, baseline, store, journal, environment, progress, salt, minutes=minutes)
     notes: list[str] = []
     try:
         trials = search(candidates, bench, spec.objective, notes.append)
         choice, trials = choose(trials, bench, spec.objective, bench.noise)
         trials = bench.complete(trials)
+        served = _through_server(bench, host, trials, choice, spec, environment) if host is not None else None
         record = _record(subject, graphs, candidates, bench, environment, trials, choice, tuple(notes))
     finally:
         bench.close()
-    record = replace(record, id=folder.name, started=started, seconds=time.perf_counter() - clock)
+    record = replace(record, served=served, id=folder.name, started=started, seconds=time.perf_counter() - clock)
     write_file(folder / "run.json", dump(record, indent=2), store.scratch)
     write_report(record, folder)
     return record
+
+
+def _host(spec: Spec, folder: Path) -> tuple[Host | None, tuple[Refusal, ...]]:
+    """A server to measure through, or why there is none."""
+    from redline.serve.environment import find_environment
+
+    what = "serving through Triton"
+    if spec.target.server != "embedded":
+        reason = f'[target] server = "{spec.target.server}": nothing is measured through a server here'
+        return None, (Refusal(what=what, reason=reason),)
+    try:
+        return Host(find_environment(), folder / "server"), ()
+    except BadInput as error:
+        return None, (Refusal(what=what, reason=f"{error.what}: {error.fix}"),)
+
+
+def _through_server(
+    bench: Workbench, host: Host, trials: tuple[Trial, ...], choice: Choice, spec: Spec, environment: Environment
+) -> Served | None:
+    """The same search over what only a server has, each request through it; None if nothing found can be served."""
+    space = served_space(trials, choice.candidate, spec.objective, environment.cores)
+    if space is None:
+        return None
+    notes: list[str] = []
+    bench.through(host, SERVED_SHARE * spec.budget.minutes)
+    found = search(space, bench, spec.objective, notes.append, climbs=1)
+    best, found = choose(found, bench, spec.objective, bench.noise)
+    winner = next((trial for trial in trials if trial.digest == choice.trial), None)
+    return Served(
+        server=f"tritonserver {SERVER_VERSION}, embedded",
+        trials=bench.complete(found),
+        choice=best,
+        in_process=None if winner is None else winner.confirmation or winner.objective_load,
+        notes=tuple(notes),
+    )
 
 
 def _candidates(subject: Subject, graphs: Graphs, environment: Environment) -> Space:

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from redline.data import read_bytes
+from redline.errors import TrialError
 from redline.evaluate import Observer
 from redline.live import Live, identity, open_live, request_mix
 from redline.measure.knee import find_knee
 from redline.measure.load import closed_loop, open_loop
 from redline.measure.verdict import judge_latency, noise_pilot, on_time
 from redline.measure.warm import warm_up
+from redline.parity import differs
 from redline.records import Candidate, Choice, Knee, Load, Noise, ParityReport, Picture, Trial, Verdict
+from redline.served import Host, ServedLive, open_served, plain
 from redline.store import Journal, Store, digest_of
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from redline.records import Environment
 
 T = TypeVar("T")
+Measure = Callable[["Live | ServedLive"], Load]
 
 PROTOCOL = 1
 """Raise it when the meaning of a measurement changes: what was measured before is then measured again."""
@@ -34,6 +39,8 @@ OBJECTIVE_SHARE = 0.1
 STEP_REQUESTS, STEP_S = 80, 10.0
 """The same for a step of the search for the knee and for the A/A pilot; 72 is the least for a P95 (`requests_needed`)."""
 WARM_UP_S = 3.0
+SAME_ANSWERS = 8
+"""Images whose detections are compared between the server and in-process before a served candidate is measured."""
 OVERDUE = 3.0
 """A load is given up once a request is this many times the P95 limit old: it is overload, and waiting longer shows no more."""
 ATTEMPTS = 3
@@ -71,24 +78,41 @@ class Workbench:
         environment: Environment,
         progress: Progress,
         salt: str,
+        *,
+        minutes: float,
     ) -> None:
         self._subject, self._graphs, self._store, self._journal, self._progress = subject, graphs, store, journal, progress
         self._common = _conditions(subject, environment, salt)
         self._mix = request_mix(subject)
-        self._observer = Observer(subject, baseline, self._once, self._open, progress)
-        self._live: Live | None = None
+        self._observer = Observer(subject, baseline, self._once, self._in_process, progress)
+        self._live: Live | ServedLive | None = None
+        self._host: Host | None = None
         self._warm = False
         self._noise: Noise | None = None
         self._capacity: dict[Candidate, float] = {}
         self._spent: dict[Candidate, float] = {}
         # The cost of every load so far, reused or not: a second run decides as the first did, and finds all it needs.
         self._elapsed = 0.0
+        self._phase_s, self._budget_s = 0.0, 60 * minutes
+        """When the phase began and when its budget ends, in the time of `_elapsed`."""
 
     @property
     def noise(self) -> Noise | None:
         return self._noise
 
     def close(self) -> None:
+        """What is open, and the server if there is one."""
+        self._shut()
+        if self._host is not None:
+            self._host.close()
+
+    def through(self, host: Host, minutes: float) -> None:
+        """From now on candidates may be measured through `host`, for `minutes` more."""
+        self._shut()
+        self._host = host
+        self._phase_s, self._budget_s = self._elapsed, self._elapsed + 60 * minutes
+
+    def _shut(self) -> None:
         if self._live is not None:
             self._live.close()
             self._live = None
@@ -97,7 +121,19 @@ class Workbench:
         return Trial(candidate=candidate, digest=digest_of(self._key(candidate)), seconds=0.0)
 
     def parity(self, candidate: Candidate) -> ParityReport:
-        return self._observer.parity(candidate)
+        """A served candidate has the accuracy of its network in-process, if the server gives the same detections."""
+        if candidate.serving is not None:
+            self._same_answers(candidate)
+        return self._observer.parity(plain(candidate))
+
+    def _same_answers(self, candidate: Candidate) -> None:
+        wanted = self._observer.detections(plain(candidate))
+        live = self._open(candidate)
+        assert isinstance(live, ServedLive)
+        for image, expected in zip(self._subject.dataset.images[:SAME_ANSWERS], wanted, strict=False):
+            difference = differs(expected, live.endpoint.detect(read_bytes(image)))
+            if difference is not None:
+                raise TrialError("serve-differs", f"the server answers otherwise than in-process: {image.path}", got=difference)
 
     def pictures(self, choice: Choice) -> tuple[Picture, ...]:
         return self._observer.pictures(choice.candidate) if choice.candidate is not None else ()
@@ -105,11 +141,11 @@ class Workbench:
     def screen(self, candidate: Candidate) -> Load:
         """Short closed loop with every place taken: capacity."""
 
-        def load(live: Live) -> Load:
+        def load(live: Live | ServedLive) -> Load:
             return closed_loop(
                 live.target,
-                concurrency=candidate.concurrency,
-                batch=candidate.batch,
+                concurrency=live.closed_callers,
+                batch=live.joined,
                 seconds=SCREEN_S,
                 same_batch=live.same_batch,
             )
@@ -120,7 +156,7 @@ class Workbench:
 
     def at_objective(self, candidate: Candidate, *, repeat: int = 0) -> Load:
         if repeat:
-            self.close()  # a confirmation is built afresh
+            self._shut()  # a confirmation is built afresh
         if self._noise is None:
             self._noise = self._pilot()
         return self._open_loop("objective", candidate, self._objective.throughput, seed=repeat)
@@ -148,7 +184,8 @@ class Workbench:
         )
 
     def out_of_time(self, *, climbing: bool = False) -> bool:
-        return self._elapsed > (CLIMB_SHARE if climbing else 1.0) * self._budget_s
+        share = CLIMB_SHARE if climbing else 1.0
+        return self._elapsed > self._phase_s + share * (self._budget_s - self._phase_s)
 
     def complete(self, trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
         """The trials with what each one took and the identity of what was built."""
@@ -157,10 +194,6 @@ class Workbench:
     @property
     def _objective(self) -> Any:
         return self._subject.spec.objective
-
-    @property
-    def _budget_s(self) -> float:
-        return 60 * self._subject.spec.budget.minutes
 
     def _completed(self, trial: Trial) -> Trial:
         spent = self._spent.get(trial.candidate, 0.0)
@@ -172,8 +205,8 @@ class Workbench:
         return replace(trial, seconds=spent, engine=engine, build_seconds=build.seconds, padding_pct=padding)
 
     def _timed_build(self, candidate: Candidate) -> Build:
-        self.close()
-        live = open_live(self._subject, self._graphs, candidate, self._mix)
+        self._shut()
+        live = self._new(candidate)
         live.close()
         return Build(seconds=live.build_seconds)
 
@@ -192,13 +225,13 @@ class Workbench:
             requests, longest = (OBJECTIVE_REQUESTS, max(OBJECTIVE_S, OBJECTIVE_SHARE * self._budget_s))
         seconds = min(max(SHORTEST_S, requests / rate), longest)
 
-        def load(live: Live) -> Load:
+        def load(live: Live | ServedLive) -> Load:
             return open_loop(
                 live.target,
                 rate_per_s=rate,
                 seconds=seconds,
-                concurrency=candidate.concurrency,
-                batch=candidate.batch,
+                concurrency=live.callers,
+                batch=live.joined,
                 seed=seed,
                 same_batch=live.same_batch,
                 max_backlog_s=max(2.0, OVERDUE * self._objective.p95_ms / 1000),
@@ -211,7 +244,9 @@ class Workbench:
                 break
         return found
 
-    def _measured(self, stage: str, candidate: Candidate, protocol: dict[str, Any], load: Callable[[Live], Load]) -> Load:
+    def _measured(
+        self, stage: str, candidate: Candidate, protocol: dict[str, Any], load: Callable[[Live | ServedLive], Load]
+    ) -> Load:
         def compute() -> Timed:
             with self._store.lock("measure"):
                 started = time.perf_counter()
@@ -227,10 +262,22 @@ class Workbench:
         self._elapsed += found.seconds
         return found.load
 
-    def _open(self, candidate: Candidate) -> Live:
+    def _in_process(self, candidate: Candidate) -> Live:
+        live = self._open(candidate)
+        assert isinstance(live, Live)
+        return live
+
+    def _new(self, candidate: Candidate) -> Live | ServedLive:
+        if candidate.serving is None:
+            return open_live(self._subject, self._graphs, candidate, self._mix)
+        if self._host is None:
+            raise TrialError("serve-no-server", "there is no server to measure through", fix="redline serve --install")
+        return open_served(self._host, self._subject, self._graphs, candidate, self._mix)
+
+    def _open(self, candidate: Candidate) -> Live | ServedLive:
         if self._live is None or self._live.candidate != candidate:
-            self.close()
-            self._live, self._warm = open_live(self._subject, self._graphs, candidate, self._mix), False
+            self._shut()
+            self._live, self._warm = self._new(candidate), False
             seconds = self._live.build_seconds
             self._once("build", candidate, "build", Build, lambda: Build(seconds=seconds))
         return self._live

@@ -5,6 +5,7 @@ that old results can be judged by new limits.
 """
 
 from redline.parity.agreement import AGREEMENT_FLOOR, agreement_truths
+from redline.parity.answers import differs
 from redline.parity.bootstrap import images_to_decide, map_drop, resample_counts, resampled_ap
 from redline.parity.boxes import match_boxes
 from redline.parity.compare import GroundTruth, Observed, compare, ground_truth, observe
@@ -24,6 +25,7 @@ __all__ = [
     "compare",
     "compare_tensors",
     "determinism",
+    "differs",
     "evaluate",
     "ground_truth",
     "images_to_decide",

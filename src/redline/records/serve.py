@@ -121,6 +121,8 @@ class Routes:
     """Fraction of the requests that the canary answers."""
     shadow: bool = False
     """Send every request that the active release answers to the canary too, and compare."""
+    shadow_share: float = 1.0
+    """Fraction of those requests: copies cost as much as requests."""
     hold_until: str | None = None
     """ISO 8601, UTC: until then the active release is on probation and rolled back by itself if it breaches the objective."""
 

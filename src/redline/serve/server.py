@@ -60,6 +60,7 @@ class TritonServer:
         self._environment, self._repository, self._folder = environment, Path(repository), Path(folder)
         self._process: subprocess.Popen[bytes] | None = None
         self._known: ServerProcess | None = None
+        self._key = secrets.token_hex(16)
 
     @property
     def known(self) -> ServerProcess:
@@ -103,6 +104,16 @@ class TritonServer:
             raise
         return self.known
 
+    def start_again(self) -> ServerProcess:
+        """After a crash, on the same ports if they are still free, so that local clients find it."""
+        ports = (self.known.http_port, self.known.grpc_port, self.known.metrics_port)
+        try:
+            return self.start(ports=ports)
+        except BadInput as error:
+            if error.code != "serve.port":
+                raise
+        return self.start()
+
     def stop(self) -> None:
         """End it by pid, its stubs with it, and sweep its shared memory. Nothing happens where none runs."""
         if self._process is not None:
@@ -129,7 +140,7 @@ class TritonServer:
         return "\n".join(text.strip().splitlines()[-lines:])
 
     def _launch(self, ports: tuple[int, ...]) -> bool:
-        key, prefix = secrets.token_hex(16), f"redline_{os.getpid()}_{secrets.token_hex(4)}_"
+        key, prefix = self._key, f"redline_{os.getpid()}_{secrets.token_hex(4)}_"
         log = self._folder / LOG_FILE
         if log.exists() and log.stat().st_size > LOG_BYTES:
             log.unlink()

@@ -36,8 +36,13 @@ class Bench(Protocol):
     def out_of_time(self, *, climbing: bool = False) -> bool: ...
 
 
-def search(space: Lawful, bench: Bench, objective: Objective, note: Callable[[str], None]) -> tuple[Trial, ...]:
-    """Every trial made, the baseline first. A failed trial is data: the search goes on."""
+def search(
+    space: Lawful, bench: Bench, objective: Objective, note: Callable[[str], None], *, climbs: int | None = None
+) -> tuple[Trial, ...]:
+    """Every trial made, the baseline first. A failed trial is data: the search goes on.
+
+    `climbs`: from how many families, the best first, the climb may start; None: from all.
+    """
     trials: dict[Candidate, Trial] = {}
     for family in space.families:
         trials[family] = _step(bench.trial(family), "parity", lambda t: replace(t, parity=bench.parity(t.candidate)))
@@ -47,7 +52,7 @@ def search(space: Lawful, bench: Bench, objective: Objective, note: Callable[[st
     live = [family for family in space.families if _accurate(trials[family])]
     for family in live:
         trials[family] = _screened(trials[family], bench)
-    _climb(space, bench, objective, trials, live, note)
+    _climb(space, bench, objective, trials, live, note, climbs)
     finalists = _finalists(space, objective, trials)
     for place, candidate in enumerate(finalists):
         if place >= ALWAYS and bench.out_of_time():
@@ -71,9 +76,10 @@ def _climb(
     trials: dict[Candidate, Trial],
     live: list[Candidate],
     note: Callable[[str], None],
+    climbs: int | None,
 ) -> None:
     """From each live family, those of proved accuracy first, move to the neighbour of highest capacity until none is better."""
-    for family in sorted(live, key=lambda c: (_proved(trials[c]), *_rank(trials[c], objective)), reverse=True):
+    for family in sorted(live, key=lambda c: (_proved(trials[c]), *_rank(trials[c], objective)), reverse=True)[:climbs]:
         here = family
         while trials[here].failure is None:
             for there in space.neighbours(here):

@@ -1,0 +1,305 @@
+"""`redline release`: a run's choice -> repository -> staged beside what is served -> verified -> promoted -> held, or away."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from redline.data import load_dataset, load_traffic, read_bytes
+from redline.errors import BadInput, RedlineError
+from redline.live import mix_of
+from redline.predict import Predictor
+from redline.records import (
+    Candidate,
+    EngineFacts,
+    Golden,
+    Preprocess,
+    Release,
+    RunRecord,
+    Serving,
+    Spec,
+    Switch,
+    Trial,
+    Verdict,
+    Verification,
+)
+from redline.rollout import Expected, Rollout, passed
+from redline.serving import prepare_service, service_folder
+
+if TYPE_CHECKING:
+    from redline.progress import Progress
+    from redline.serve.admin import Service, Status
+
+GOLDEN_IMAGES = 8
+KEPT_RELEASES = 5
+"""Rendered releases that stay on the disk for `redline rollback --to`, besides those in use."""
+PROBE_SHARE = 0.3
+"""During the hold requests are sent at this share of the objective's rate, so that there is something to judge."""
+PROBE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a release. pass: promoted and held; fail: refused or rolled back; inconclusive: the hold goes on."""
+
+    release: int
+    service: str
+    verdict: Verdict
+    verification: Verification | None
+    switches: tuple[Switch, ...] = ()
+    gateway_port: int | None = None
+    folder: str = ""
+    """Of the service, or of the rendered repository."""
+
+
+def release(spec: Spec, record: RunRecord, *, runs: Path, progress: Progress, hold: bool = True, probe: bool = True) -> Outcome:
+    """Verify the choice of `record` through the server and promote it. `hold`: wait until its probation is over.
+
+    Raises BadInput (release.not-met: the run's choice may not be released; release.engine: its network is gone;
+    release.busy: another release is under way), StoreError, or what the service raises.
+    """
+    from redline.serve.daemon import start_detached
+    from redline.serve.repository import releases_in, write_repository
+    from redline.serve.state import GOLDEN, LOCK, REPOSITORY, read_state
+
+    candidate, trial = choice_to_serve(record)
+    network = _network(record, runs)
+    folder = service_folder(spec, runs)
+    with _one_at_a_time(folder / LOCK, spec.serve.name):
+        with progress.stage("what the server must answer"):
+            expected = expect(spec, record, candidate, network)
+        folder = prepare_service(spec, runs)
+        with progress.stage("service"):
+            service = start_detached(folder)
+        state = read_state(folder, spec.serve.name)
+        number = 1 + max((*state.releases, *releases_in(folder / REPOSITORY, spec.serve.name)), default=0)
+        made = make_release(spec, record, candidate, trial, expected, number)
+        with progress.stage(f"release {number} of {spec.serve.name}"):
+            files = write_golden(folder / GOLDEN / str(number), made, expected)
+            write_repository(folder / REPOSITORY, made, "embedded", network_file=network, golden_files=files)
+            _forget_old(folder, spec.serve.name, state.releases)
+        return _roll_out(service, made, expected, spec, progress, folder, hold=hold, probe=probe)
+
+
+def _roll_out(
+    service: Service,
+    made: Release,
+    expected: Expected,
+    spec: Spec,
+    progress: Progress,
+    folder: Path,
+    *,
+    hold: bool,
+    probe: bool,
+) -> Outcome:
+    number, policy = made.number, spec.serve
+    outcome = Outcome(
+        release=number,
+        service=made.service,
+        verdict=Verdict(answer="fail", reason=""),
+        verification=None,
+        gateway_port=service.info.gateway_port,
+        folder=str(folder),
+    )
+    try:
+        with progress.stage(f"load release {number} beside what is served"):
+            service.stage(number)
+    except RedlineError as error:
+        return replace(outcome, verdict=Verdict(answer="fail", reason=error.text()))
+    done = False
+    try:
+        rollout = Rollout(service, made, expected, policy, progress)
+        verification = rollout.verify(_active(service, folder, made.service))
+        outcome = replace(outcome, verification=verification)
+        if not passed(verification):
+            worst = verification.checks[-1]
+            reason = f"{worst.name}: {worst.verdict.reason}"
+            return replace(outcome, verdict=Verdict(answer="fail", reason=reason))
+        switch = service.promote(number, hold_s=policy.hold_s)
+        done = True
+    finally:
+        if not done:  # refused, interrupted or broken: what was served before is served on, untouched
+            with contextlib.suppress(RedlineError):
+                service.withdraw(number, outcome.verdict.reason or "verification did not finish")
+    outcome = replace(outcome, switches=(switch,), verdict=Verdict(answer="inconclusive", reason="promoted, on probation"))
+    return _held(service, rollout, outcome, policy.hold_s, progress, probe=probe) if hold else outcome
+
+
+def _held(service: Service, rollout: Rollout, outcome: Outcome, hold_s: float, progress: Progress, *, probe: bool) -> Outcome:
+    """Wait for the end of the probation. The service decides it; this only watches, and keeps it supplied with requests."""
+    number, deadline, seed = outcome.release, time.monotonic() + 3 * hold_s + 60, 0
+    with progress.stage(f"hold release {number} for {hold_s:g} s"):
+        while time.monotonic() < deadline:
+            status = service.status()
+            if status.state.routes.active != number:
+                last = status.state.switches[-1]
+                verdict = Verdict(answer="fail", reason=f"rolled back: {last.reason}")
+                return replace(outcome, verdict=verdict, switches=(*outcome.switches, last))
+            if status.holding_s is None:
+                return replace(outcome, verdict=Verdict(answer="pass", reason=_held_text(status)))
+            if probe:
+                with contextlib.suppress(RedlineError):
+                    rollout.probe(PROBE_S, PROBE_SHARE, seed)
+            else:
+                time.sleep(PROBE_S)
+            seed += 1
+    reason = f"the hold is not over: {status.action.reason}" if status.action else "the hold is not over"
+    return replace(outcome, verdict=Verdict(answer="inconclusive", reason=reason))
+
+
+def _held_text(status: Status) -> str:
+    return status.action.reason if status.action is not None else "verified and promoted"
+
+
+def choice_to_serve(record: RunRecord) -> tuple[Candidate, Trial]:
+    """The candidate to release and its trial: the served search's, or the in-process choice in one process. Raises BadInput."""
+    choice = record.served.choice if record.served is not None else record.choice
+    trials = record.served.trials if record.served is not None else record.trials
+    if choice.verdict.answer != "pass" or choice.candidate is None:
+        reason = choice.verdict.reason
+        fix = "change the objective or the model, then redline run"
+        raise BadInput("release.not-met", "the run found nothing to release", got=reason, fix=fix)
+    candidate = choice.candidate
+    if candidate.runner != "onnxruntime" or candidate.prepost != "host":
+        raise BadInput(
+            "release.runner",
+            "this choice cannot be served yet",
+            got=candidate.name,
+            allowed="ONNX Runtime with pre- and post-processing on the host",
+            fix="redline run with a server (redline serve --install) searches among what can be served",
+        )
+    if candidate.serving is None:
+        candidate = replace(candidate, serving=Serving())
+    return candidate, next(trial for trial in trials if trial.digest == choice.trial)
+
+
+def _network(record: RunRecord, runs: Path) -> Path:
+    from redline.store import Store
+
+    store = Store(runs / "store")
+    if record.onnx is None or not store.intact(record.onnx.digest):
+        got = "no graph was exported" if record.onnx is None else f"{record.onnx.digest[:12]} is not in {store.root}"
+        raise BadInput("release.engine", "the network of this run is gone", got=got, fix="redline run makes it again")
+    return store.path(record.onnx.digest)
+
+
+def expect(spec: Spec, record: RunRecord, candidate: Candidate, network: Path) -> Expected:
+    """The release's pipeline in this process, over the whole evaluation set."""
+    from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
+
+    dataset = load_dataset(spec.data.evaluate)
+    traffic = load_traffic(spec.data.traffic, dataset)
+    encoded = tuple(read_bytes(image) for image in dataset.images)
+    runner = OnnxRuntimeRunner(str(network), threads=candidate.threads, concurrent=False)
+    try:
+        model = spec.model
+        predict = Predictor(runner, model.preprocess, model.head, model.postprocess, candidate.shapes)
+        detections = tuple(one for image in encoded for one in predict.from_bytes([image]))
+    finally:
+        runner.close()
+    return Expected(dataset=dataset, encoded=encoded, detections=detections, mix=mix_of(dataset, traffic), noise=record.noise)
+
+
+def make_release(spec: Spec, record: RunRecord, candidate: Candidate, trial: Trial, expected: Expected, number: int) -> Release:
+    from redline import __version__
+    from redline.store.journal import now
+    from redline.store.tools import tool_versions
+
+    assert record.onnx is not None
+    parity = trial.parity
+    return Release(
+        service=spec.serve.name,
+        number=number,
+        created=now(),
+        run=record.id,
+        trial=trial.digest,
+        candidate=candidate,
+        engine=EngineFacts(format="onnx", digest=record.onnx.digest, input=record.onnx.input, outputs=record.onnx.outputs),
+        preprocess=spec.model.preprocess,
+        postprocess=spec.model.postprocess,
+        head=spec.model.head,
+        labels=spec.model.labels,
+        classes=_classes(spec, expected),
+        objective=spec.objective,
+        accuracy=parity.accuracy if parity is not None else None,
+        golden=tuple(_golden(expected, index) for index in _golden_indices(expected, spec.model.preprocess)),
+        redline=__version__,
+        tools=tool_versions(),
+        data=expected.dataset.digest,
+    )
+
+
+def _classes(spec: Spec, expected: Expected) -> tuple[str, ...]:
+    categories = expected.dataset.categories
+    if spec.model.labels == "index":
+        return tuple(category.name for category in categories)
+    names = {category.id: category.name for category in categories}
+    return tuple(names.get(number, "") for number in range(max(names, default=-1) + 1))
+
+
+def _golden_indices(expected: Expected, preprocess: Preprocess) -> list[int]:
+    """A few images, of as many sizes as possible, those with most detections first."""
+    order = sorted(range(len(expected.encoded)), key=lambda index: -len(expected.detections[index].scores))
+    seen: dict[tuple[int, int], list[int]] = {}
+    for index in order:
+        image = expected.dataset.images[index]
+        seen.setdefault((image.height, image.width), []).append(index)
+    rounds = (members[turn] for turn in range(GOLDEN_IMAGES) for members in seen.values() if turn < len(members))
+    return [index for _, index in zip(range(GOLDEN_IMAGES), rounds, strict=False)]
+
+
+def _golden(expected: Expected, index: int) -> Golden:
+    image, found = expected.dataset.images[index], expected.detections[index]
+    x1, y1, x2, y2 = (found.boxes[:, column].tolist() for column in range(4))
+    return Golden(
+        file=f"{index:05d}{Path(image.path).suffix.lower()}",
+        sha256=hashlib.sha256(expected.encoded[index]).hexdigest(),
+        boxes=tuple(zip(x1, y1, x2, y2, strict=True)),
+        scores=tuple(found.scores.tolist()),
+        labels=tuple(found.labels.tolist()),
+    )
+
+
+def write_golden(folder: Path, made: Release, expected: Expected) -> dict[str, Path]:
+    """The golden images as files, by name. Raises StoreError."""
+    from redline.store.disk import write_file
+
+    by_digest = {hashlib.sha256(data).hexdigest(): data for data in expected.encoded}
+    for golden in made.golden:
+        write_file(folder / golden.file, by_digest[golden.sha256], folder)
+    return {golden.file: folder / golden.file for golden in made.golden}
+
+
+def _active(service: Service, folder: Path, name: str) -> Release | None:
+    from redline.serve.loader import read_release
+    from redline.serve.state import REPOSITORY
+
+    active = service.status().state.routes.active
+    return None if active is None else read_release(folder / REPOSITORY, name, active)
+
+
+def _forget_old(folder: Path, name: str, known: tuple[int, ...]) -> None:
+    from redline.serve.repository import remove_release
+    from redline.serve.state import REPOSITORY, read_state
+
+    routes = read_state(folder, name).routes
+    for number in known[:-KEPT_RELEASES]:
+        if number not in (routes.active, routes.previous, routes.canary):
+            remove_release(folder / REPOSITORY, name, number)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path, name: str) -> Iterator[None]:
+    from redline.store.disk import flocked
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with flocked(path, wait=False) as held:
+        if not held:
+            what, fix = f"another release of {name} is under way", "wait for it: redline release --status"
+            raise BadInput("release.busy", what, fix=fix)
+        yield
