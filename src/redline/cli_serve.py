@@ -30,7 +30,7 @@ def serve(
     stop: Annotated[bool, typer.Option("--stop", help="End the service that runs.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Start it and return.")] = False,
 ) -> None:
-    """Serve what was released, until Ctrl-C: Triton, the gateway in front of it, and the guard of a release on probation."""
+    """Serve what was released, until Ctrl-C."""
     from redline import api
     from redline.errors import BadInput
 
@@ -59,7 +59,7 @@ def release(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Verify the run's choice through the server beside what is served, promote it, and hold it to the objective."""
+    """Verify a run's choice through the server and promote it."""
     from redline import api
     from redline.report.service import outcome_text, status_text
 
