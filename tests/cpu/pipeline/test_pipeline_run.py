@@ -15,7 +15,7 @@ import pytest
 from corridor_case import DEMO, journal, project
 
 from redline import api, workbench
-from redline.records import RunRecord
+from redline.records import SCHEMA_VERSION, RunRecord
 from redline.store import Store
 
 MEASURED = {"screen", "pilot", "objective", "step", "parity", "detections"}
@@ -94,6 +94,19 @@ def test_onnx_runtime_finds_what_torch_finds(finished: tuple[Path, RunRecord]) -
             assert trial.parity.determinism.identical
 
 
+def test_padding_falls_from_fixed_over_buckets_to_minimal(finished: tuple[Path, RunRecord]) -> None:
+    _, record = finished
+    assert record.buckets is not None
+    measured = {t.candidate.shapes: t.padding_pct for t in record.trials if t.candidate.prepost == "host" and t.padding_pct}
+    assert set(measured) == {"fixed", record.buckets.policy, "minimal"}
+    assert measured["fixed"] > measured[record.buckets.policy] > measured["minimal"]
+    expected = 100 * record.buckets.waste / (1 + record.buckets.waste)
+    assert measured[record.buckets.policy] == pytest.approx(expected, abs=0.5)  # 12 scenes in 256 requests: shares are rounded
+    bucketed = next(t for t in record.trials if t.candidate.shapes == record.buckets.policy)
+    assert bucketed.parity is not None
+    assert all(delta.max_rel <= delta.tolerance for delta in bucketed.parity.tensors)
+
+
 def test_the_same_run_again_measures_nothing_and_says_the_same(finished: tuple[Path, RunRecord]) -> None:
     spec, record = finished
     before = len(journal(only_run(spec)))
@@ -160,7 +173,7 @@ def test_two_runs_at_once_share_one_folder(spec_folder: Path) -> None:
         line["inputs"] for line in journal(only_run(spec)) if line["stage"] in MEASURED and line["outcome"] == "computed"
     ]
     assert len(computed) == len(set(map(str, computed)))
-    assert json.loads((only_run(spec) / "run.json").read_text())["schema_version"] == 1
+    assert json.loads((only_run(spec) / "run.json").read_text())["schema_version"] == SCHEMA_VERSION
 
 
 def test_nan_weights_fail_parity_and_nothing_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
