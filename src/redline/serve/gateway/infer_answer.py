@@ -1,0 +1,176 @@
+"""Triton's answers, checked before they are believed, and written as the client asked."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic_core import to_json
+
+from redline.serve.gateway.infer_request import WantedOutput
+from redline.serve.gateway.limits import DTYPES
+from redline.serve.gateway.refusal import Refused
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputPlace:
+    """Where an output lies in the binary part of an answer."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A sound answer: outputs as declared, every float finite."""
+
+    model: str
+    version: str
+    places: tuple[OutputPlace, ...]
+    data: memoryview
+
+    def raw(self, place: OutputPlace) -> memoryview:
+        return self.data[place.start : place.start + place.size]
+
+    def array(self, name: str) -> NDArray[Any]:
+        """(batch, ...) view of a numeric output."""
+        place = next(place for place in self.places if place.name == name)
+        return np.frombuffer(self.raw(place), DTYPES[place.datatype]).reshape(place.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Detections of one image: boxes (K, 4) x1, y1, x2, y2; scores (K,); labels (K,). `error`: why it has none, or ""."""
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    error: str
+
+
+def read_answer(header_length: str | None, body: bytes) -> Answer:
+    """Triton's answer to a request for binary outputs. Raises Refused 502 for anything else."""
+    try:
+        length = int(header_length or "")
+        model, version, places = _layout(body[:length])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _garbage("the server's answer cannot be read") from error
+    data = memoryview(body)[length:]
+    if length <= 0 or sum(place.size for place in places) != len(data):
+        raise _garbage("the server's answer is not as long as it says")
+    answer = Answer(model=model, version=version, places=places, data=data)
+    for place in places:
+        if place.datatype == "FP32" and not np.isfinite(answer.array(place.name)).all():
+            raise _garbage(f"the release answered with numbers that are not finite, in {place.name}", "answer-not-finite")
+    return answer
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(header: bytes) -> tuple[str, str, tuple[OutputPlace, ...]]:
+    """A header is the same for all requests of one shape, so it is parsed once."""
+    fields = json.loads(header)
+    places, start = [], 0
+    for output in fields["outputs"]:
+        size, shape, datatype = output["parameters"]["binary_data_size"], tuple(output["shape"]), output["datatype"]
+        if type(size) is not int or size < 0 or not all(type(side) is int and side > 0 for side in shape):
+            raise ValueError(output["name"])
+        if datatype != "BYTES" and size != math.prod(shape) * np.dtype(DTYPES[datatype]).itemsize:
+            raise ValueError(output["name"])
+        places.append(OutputPlace(name=output["name"], datatype=datatype, shape=shape, start=start, size=size))
+        start += size
+    return fields["model_name"], fields["model_version"], tuple(places)
+
+
+def found_in(answer: Answer) -> list[Found]:
+    """Detections of every image. Raises Refused 502 if the outputs are not those of a detector."""
+    try:
+        boxes, scores, labels, counts = (answer.array(name) for name in ("boxes", "scores", "labels", "count"))
+        errors = _texts(answer, "error")
+        found = []
+        for index, count in enumerate(counts.reshape(-1).tolist()):
+            if not 0 <= count <= scores.shape[1]:
+                raise ValueError(f"a count of {count}")
+            rows = boxes[index, :count], scores[index, :count], labels[index, :count]
+            if rows[0].shape != (count, 4) or rows[2].shape != (count,):
+                raise ValueError("shapes")
+            found.append(Found(boxes=rows[0], scores=rows[1], labels=rows[2], error=errors[index]))
+    except (StopIteration, ValueError, IndexError, KeyError) as error:
+        raise _garbage("the server's answer does not hold detections") from error
+    return found
+
+
+def detections_json(found: Found, classes: tuple[str, ...], release: int, request_id: str) -> bytes:
+    """The answer of /detect. Numbers are the float32 values exactly."""
+    head = to_json({"request_id": request_id, "release": release, "detections": []})
+    if not len(found.scores):
+        return head
+    # Numbers are written a column at a time and rows joined as text: half the time of 300 dictionaries, all of it on the loop.
+    boxes = to_json(found.boxes.tolist())[2:-2].split(b"],[")
+    scores = to_json(found.scores.tolist())[1:-1].split(b",")
+    ends, known = _row_ends(classes), len(classes)
+    rows = [
+        b'{"box":[%b],"score":%b%b' % (box, score, ends[label] if 0 <= label < known else _row_end(label, ""))
+        for box, score, label in zip(boxes, scores, found.labels.tolist(), strict=True)
+    ]
+    return b"%b%b]}" % (head[:-2], b",".join(rows))
+
+
+@functools.lru_cache(maxsize=16)
+def _row_ends(classes: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(_row_end(label, name) for label, name in enumerate(classes))
+
+
+def _row_end(label: int, name: str) -> bytes:
+    return b',"label":%d,"name":%b}' % (label, to_json(name))
+
+
+def client_answer(answer: Answer, wanted: Sequence[WantedOutput], identity: str | None) -> tuple[bytes, int | None]:
+    """Body of a KServe v2 answer, and the length of its JSON part if binary data follow it. Raises Refused 502."""
+    places = {place.name: place for place in answer.places}
+    outputs: list[dict[str, Any]] = []
+    data: list[memoryview] = []
+    for output in wanted:
+        if (place := places.get(output.name)) is None:
+            raise _garbage(f"the server's answer lacks {output.name}")
+        fields: dict[str, Any] = {"name": place.name, "datatype": place.datatype, "shape": place.shape}
+        if output.binary:
+            fields["parameters"] = {"binary_data_size": place.size}
+            data.append(answer.raw(place))
+        elif place.datatype == "BYTES":
+            fields["data"] = _texts(answer, place.name)
+        else:
+            fields["data"] = answer.array(place.name).reshape(-1).tolist()
+        outputs.append(fields)
+    header: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version, "outputs": outputs}
+    if identity is not None:
+        header["id"] = identity
+    text = to_json(header)
+    return (b"".join((text, *data)), len(text)) if data else (text, None)
+
+
+def _texts(answer: Answer, name: str) -> list[str]:
+    """Elements of a BYTES output; they are texts in all outputs of ours."""
+    raw = answer.raw(next(place for place in answer.places if place.name == name))
+    found, at = [], 0
+    while at < len(raw):
+        size = int.from_bytes(raw[at : at + 4], "little")
+        if at + 4 + size > len(raw):
+            raise _garbage(f"the server's answer has a broken text in {name}")
+        found.append(bytes(raw[at + 4 : at + 4 + size]).decode("utf-8", "replace"))
+        at += 4 + size
+    return found
+
+
+def _garbage(what: str, code: str = "upstream-garbage") -> Refused:
+    return Refused(502, code, what, fix="tell whoever runs this service")
