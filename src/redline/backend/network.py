@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def local_network(material: Material) -> Runner:
-    """ONNX Runtime in this process; idle threads sleep where several processes share the cores."""
+    """ONNX Runtime in this process. Idle threads sleep: the server and its other processes want the cores that spinning takes."""
     from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
 
-    return OnnxRuntimeRunner(str(material.network), threads=material.threads, concurrent=material.concurrency > 1)
+    return OnnxRuntimeRunner(str(material.network), threads=material.threads, concurrent=True)
 
 
 class ModelNetwork:

@@ -13,7 +13,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from redline.records import Load, ParityReport, RunRecord, Trial
-from redline.report import chart_accuracy, chart_front, chart_latency, chart_steps, facts, pictures, tables, words
+from redline.report import (
+    chart_accuracy,
+    chart_front,
+    chart_latency,
+    chart_steps,
+    facts,
+    pictures,
+    tables,
+    through_server,
+    words,
+)
 from redline.report.svg import NARROW, WIDE, el
 
 Draw = Callable[[int, str], Markup | None]
@@ -79,6 +89,8 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "rows": tables.trial_rows(record),
         "in_graph": any(trial.candidate.prepost == "graph" for trial in facts.every_trial(record)),
         "traffic": _drawn("traffic", lambda width, key: chart_accuracy.shapes(record.data.traffic, width, key)),
+        "side_by_side": through_server.side_by_side(record),
+        "served_rows": through_server.rows(record.served) if record.served else [],
         "asked": tables.asked(record),
         "machine": tables.machine(record),
         "model": tables.model(record),

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from redline.records import RunRecord
-from redline.report import facts, words
+from redline.report import facts, through_server, words
 from redline.report.tables import TrialRow, trial_rows
 
 ANSWERS = {"pass": ("✓", "bold green"), "fail": ("✗", "bold red"), "inconclusive": ("?", "bold yellow")}
@@ -27,6 +27,10 @@ def summary(record: RunRecord, width: int, folder: Path | None) -> list[Renderab
     left_out = len(facts.every_trial(record)) - MOST_ROWS
     if left_out > 0:
         parts.append(Text(f"  and {words.plural(left_out, 'more trial')} in the report", style="bright_black"))
+    through = through_server.sentence(record)
+    if record.served is not None:
+        server = Text.assemble(("Through the server  ", "bright_black"), through or record.served.choice.verdict.reason)
+        parts.append(Padding(server, (1, 0, 0, 2)))
     if record.refusals:
         parts.append(Padding(_refusals(record), (1, 0, 0, 2)))
     if record.choice.notes:
