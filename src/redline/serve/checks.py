@@ -52,6 +52,12 @@ def problems(models: Sequence[ModelFiles], release: Release, target: Target, ser
     return tuple(found)
 
 
+def check_release(release: Release, target: Target) -> None:
+    """Whether the release can be rendered and served there at all. Raises BadInput with every reason."""
+    found = tuple(engine_problems(adapted(release, target), target))
+    refuse(found, f"release {release.number} of {release.service} cannot be served ({target})")
+
+
 def check(models: Sequence[ModelFiles], release: Release, target: Target, server_version: str) -> None:
     """Raises BadInput with every problem, under the first one's code."""
     found = problems(models, release, target, server_version)

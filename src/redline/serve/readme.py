@@ -8,11 +8,11 @@ from redline.errors import BadInput
 from redline.records.serve import Release
 from redline.serve import names
 from redline.serve.config import ModelFiles
-from redline.serve.environment import SERVER_VERSION
+from redline.serve.environment import NEEDS, SERVER_VERSION
 from redline.serve.schema import CONTAINERS
 
-PACKAGES = ('"numpy>=1.26,<2"', "pillow", "opencv-python-headless")
-"""What the Python models import beside redline's own copy. NVIDIA's image is built with numpy < 2 too."""
+PACKAGES = (*NEEDS, "pillow")
+"""What the Python models import beside redline's own copy, as in the embedded server's Python."""
 IMAGE = "nvcr.io/nvidia/tritonserver"
 
 _TEXT = """\
@@ -42,7 +42,8 @@ metrics. `{entry}` takes encoded images, `{tensor}` preprocessed tensors; the ne
 - **Keep the ports on the loopback interface** and put a gateway in front. A form body over 4 MB or JSON nested 200,000 deep
   ends Triton 2.51.0, and it has no authentication.
 - Send bodies as `application/octet-stream` or `application/json`.
-- Python packages in the image: {plain}. Not onnxruntime: the network runs in the server's own backend.
+- The Python models need {plain}; not onnxruntime, as the network runs in the
+  server's own backend.
 - The folder is mounted read-only. Triton takes any newer file in a model's folder for a changed model and loads it again.
 
 ## What was tried
@@ -82,8 +83,8 @@ def readme(release: Release, models: Sequence[ModelFiles], server_version: str) 
         created=release.created,
         version=server_version,
         image=f"{IMAGE}:{CONTAINERS[server_version]}-py3",
-        packages=" ".join(PACKAGES),
-        plain=", ".join(PACKAGES).replace('"', ""),
+        packages=" ".join(f'"{package}"' for package in PACKAGES),
+        plain=", ".join(PACKAGES),
         gpus="--gpus all " if gpu else "",
         loads=" \\\n    ".join(f"--load-model={files.name}" for files in models),
         entry=entry,

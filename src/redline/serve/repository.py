@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from redline.errors import BadInput, StoreError
 from redline.records.serve import Release, Role, Target
 from redline.serve import names
-from redline.serve.checks import check
+from redline.serve.checks import check, check_release
 from redline.serve.config import ModelFiles, adapted, render, render_stable
 from redline.serve.material import BOOTSTRAP, Given, copy, installed_code, require, write_material
 from redline.serve.moves import Moves, all_or_nothing
@@ -53,6 +53,7 @@ def write_repository(
     release-exists, release-engine-missing, release-engine-digest, release-golden, head-function) and StoreError.
     """
     version = server_version if server_version is not None else SERVERS[target]
+    check_release(release, target)
     models = render(release, target)
     check((*models, *render_stable(release.service, release, target)), release, target, version)
     given = Given(network=network_file, golden=golden_files, code_root=code_root or installed_code())

@@ -82,7 +82,8 @@ def warm_sizes(release: Release) -> tuple[tuple[int, int], ...]:
 def holds(profile: EngineProfile, batch: int, size: tuple[int, int]) -> bool:
     """Whether an engine's profile takes `batch` images of this size."""
     shape = (batch, 3, *size)
-    return all(low <= side <= high for low, side, high in zip(profile.minimum, shape, profile.maximum, strict=True))
+    whole = len(profile.minimum) == len(profile.maximum) == len(shape)
+    return whole and all(low <= side <= high for low, side, high in zip(profile.minimum, shape, profile.maximum, strict=True))
 
 
 def uncovered(profiles: tuple[EngineProfile, ...], sizes: tuple[Sizes, ...], batch: int) -> tuple[int, int, int] | None:
