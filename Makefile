@@ -1,4 +1,4 @@
-# Two commands: `make demo` does the main job on the bundled detector, `make test` runs every check.
+# Two commands: `make demo` does the main job on the bundled detector and serves it, `make test` runs every check.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
@@ -9,6 +9,7 @@ BIN    := $(VENV)/bin
 demo: install
 	$(BIN)/redline init --demo demo --force
 	$(BIN)/redline run demo/detector.toml
+	@sh tools/demo_service.sh "$(BIN)/redline" demo/detector.toml
 
 test: install lint
 	$(BIN)/python -m pytest
@@ -22,10 +23,11 @@ lint: install
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml tools/make_venv.sh
+$(VENV)/.installed: pyproject.toml tools/make_venv.sh src/redline/serve/environment.py
 	PYTHON="$(PYTHON)" sh tools/make_venv.sh "$(VENV)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[torch,ort,triton,dev]"
+	$(BIN)/redline serve --install
 	touch $@
 
 clean:

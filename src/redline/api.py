@@ -30,7 +30,9 @@ DEMO_SIZE = (320, 320)
 DEMO_P95_MS = 120.0
 DEMO_THROUGHPUT = 30.0
 DEMO_MAP_DROP_PCT = 0.5
-DEMO_MINUTES = 1.0
+DEMO_MINUTES = 0.8
+DEMO_HOLD_S = 5.0
+DEMO_CANARY_REQUESTS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +91,7 @@ def init_demo(folder: Path, *, force: bool = False, progress: Callable[[int, int
     from redline import spec
     from redline.demo import scenes
     from redline.errors import BadInput, StoreError
-    from redline.records import Budget, Objective, Preprocess
+    from redline.records import Budget, Objective, Preprocess, ServeSpec
 
     output, data = Path(folder) / "detector.toml", Path(folder) / "val"
     if output.exists() and not force:
@@ -107,6 +109,7 @@ def init_demo(folder: Path, *, force: bool = False, progress: Callable[[int, int
         preprocess=Preprocess(size=DEMO_SIZE, channels="rgb", scale=1.0),
         objective=Objective(p95_ms=DEMO_P95_MS, throughput=DEMO_THROUGHPUT, map_drop_pct=DEMO_MAP_DROP_PCT),
         budget=Budget(minutes=DEMO_MINUTES),
+        serve=ServeSpec(name="demo", hold_s=DEMO_HOLD_S, canary_requests=DEMO_CANARY_REQUESTS),
         force=force,
     )
 
@@ -163,12 +166,17 @@ def release(
     """
     from rich.console import Console
 
+    from redline.errors import BadInput
     from redline.prepare import run_id
     from redline.progress import Progress
     from redline.releasing import release as roll_out
 
     spec = load_spec(spec_path)
-    record = read_run(Path(runs) / run_id(spec))
+    folder = Path(runs) / run_id(spec)
+    if not (folder / RECORD).exists():
+        what = f"no finished run of {spec_path} in {runs}"
+        raise BadInput("release.no-run", what, got=f"no {folder}", fix=f"redline run {spec_path}")
+    record = read_run(folder)
     console = Console(stderr=True) if progress else None
     return roll_out(spec, record, runs=Path(runs), progress=Progress(console), hold=hold, probe=probe)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def local_network(material: Material) -> Runner:
-    """ONNX Runtime in this process. Idle threads sleep: the server and its other processes want the cores that spinning takes."""
+    """ONNX Runtime in this process. Idle threads sleep: the server's other processes want the cores that spinning takes."""
     from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
 
     return OnnxRuntimeRunner(str(material.network), threads=material.threads, concurrent=True)

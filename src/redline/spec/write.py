@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from redline.errors import BadInput, StoreError
-from redline.records import Budget, DataRef, DataSpec, Head, ModelSpec, Objective, Postprocess, Preprocess, Spec
+from redline.records import Budget, DataRef, DataSpec, Head, ModelSpec, Objective, Postprocess, Preprocess, ServeSpec, Spec
 from redline.spec.comments import COMMENTS, HEADER, INTRODUCTIONS, OPTIONAL
 from redline.spec.read import BUILT_IN_HEADS, parse_spec
 from redline.spec.rules import HEAD_DEFAULTS, HEAD_KEYS
@@ -64,6 +64,7 @@ def write_spec(
     preprocess: Preprocess | None = None,
     objective: Objective = STARTING_OBJECTIVE,
     budget: Budget | None = None,
+    serve: ServeSpec | None = None,
     force: bool = False,
 ) -> Written:
     """Write a spec that `load_spec` accepts.
@@ -88,7 +89,14 @@ def write_spec(
         postprocess=POSTPROCESS.get(kind, Postprocess()),
     )
     data = DataSpec(evaluate=DataRef(images=os.path.abspath(images), annotations=_text(annotations)))
-    draft = Spec(path=str(file), model=model, data=data, objective=objective, budget=budget or Budget())
+    draft = Spec(
+        path=str(file),
+        model=model,
+        data=data,
+        objective=objective,
+        budget=budget or Budget(),
+        serve=serve or ServeSpec(),
+    )
     text = to_toml(draft)
     spec = parse_spec(text, file)
     notes = look_at(spec)
