@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from redline.progress import Progress
     from redline.serve.admin import Service, Status
 
+CONTAINER = "container"
 GOLDEN_IMAGES = 8
 KEPT_RELEASES = 5
 """Rendered releases that stay on the disk for `redline rollback --to`, besides those in use."""
@@ -45,7 +47,8 @@ PROBE_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a release. pass: promoted and held; fail: refused or rolled back; inconclusive: the hold goes on."""
+    """What became of a release. pass: promoted and held; fail: refused or rolled back; inconclusive: the hold goes on, or
+    it was rendered for a server that is not here."""
 
     release: int
     service: str
@@ -65,11 +68,15 @@ def release(spec: Spec, record: RunRecord, *, runs: Path, progress: Progress, ho
     """
     from redline.serve.daemon import start_detached
     from redline.serve.repository import releases_in, write_repository
-    from redline.serve.state import GOLDEN, LOCK, REPOSITORY, read_state
+    from redline.serve.state import LOCK, REPOSITORY, read_state
 
     candidate, trial = choice_to_serve(record)
     network = _network(record, runs)
     folder = service_folder(spec, runs)
+    if spec.target.server == "container":
+        return _render_for_container(spec, record, candidate, trial, network, folder / CONTAINER, progress)
+    if spec.target.server == "none":
+        raise BadInput("release.no-target", 'the spec has [target] server = "none"', fix='set it to "embedded" or "container"')
     with _one_at_a_time(folder / LOCK, spec.serve.name):
         with progress.stage("what the server must answer"):
             expected = expect(spec, record, candidate, network)
@@ -80,10 +87,35 @@ def release(spec: Spec, record: RunRecord, *, runs: Path, progress: Progress, ho
         number = 1 + max((*state.releases, *releases_in(folder / REPOSITORY, spec.serve.name)), default=0)
         made = make_release(spec, record, candidate, trial, expected, number)
         with progress.stage(f"release {number} of {spec.serve.name}"):
-            files = write_golden(folder / GOLDEN / str(number), made, expected)
-            write_repository(folder / REPOSITORY, made, "embedded", network_file=network, golden_files=files)
+            with _golden_files(made, expected) as files:
+                write_repository(folder / REPOSITORY, made, "embedded", network_file=network, golden_files=files)
             _forget_old(folder, spec.serve.name, state.releases)
         return _roll_out(service, made, expected, spec, progress, folder, hold=hold, probe=probe)
+
+
+def _render_for_container(
+    spec: Spec,
+    record: RunRecord,
+    candidate: Candidate,
+    trial: Trial,
+    network: Path,
+    folder: Path,
+    progress: Progress,
+) -> Outcome:
+    """The files for NVIDIA's image, with a README of how to start them; nothing here can load them, so nothing is promoted."""
+    from redline.serve.repository import releases_in, write_repository, write_stable
+    from redline.serve.state import LOCK
+
+    with _one_at_a_time(folder.parent / LOCK, spec.serve.name), progress.stage("repository for the container"):
+        expected = expect(spec, record, candidate, network)
+        number = 1 + max(releases_in(folder, spec.serve.name), default=0)
+        made = make_release(spec, record, candidate, trial, expected, number)
+        with _golden_files(made, expected) as files:
+            write_repository(folder, made, "container", network_file=network, golden_files=files)
+        write_stable(folder, made.service, made)
+    reason = f"rendered for NVIDIA's image, not verified: {folder / 'README.md'} says how to start it"
+    verdict = Verdict(answer="inconclusive", reason=reason)
+    return Outcome(release=number, service=made.service, verdict=verdict, verification=None, folder=str(folder))
 
 
 def _roll_out(
@@ -265,14 +297,15 @@ def _golden(expected: Expected, index: int) -> Golden:
     )
 
 
-def write_golden(folder: Path, made: Release, expected: Expected) -> dict[str, Path]:
-    """The golden images as files, by name. Raises StoreError."""
-    from redline.store.disk import write_file
-
+@contextlib.contextmanager
+def _golden_files(made: Release, expected: Expected) -> Iterator[dict[str, Path]]:
+    """The golden images as files, by name, for as long as it takes to copy them into a repository."""
     by_digest = {hashlib.sha256(data).hexdigest(): data for data in expected.encoded}
-    for golden in made.golden:
-        write_file(folder / golden.file, by_digest[golden.sha256], folder)
-    return {golden.file: folder / golden.file for golden in made.golden}
+    with tempfile.TemporaryDirectory(prefix="redline-") as name:
+        files = {golden.file: Path(name) / golden.file for golden in made.golden}
+        for golden in made.golden:
+            files[golden.file].write_bytes(by_digest[golden.sha256])
+        yield files
 
 
 def _active(service: Service, folder: Path, name: str) -> Release | None:

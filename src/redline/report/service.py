@@ -54,7 +54,8 @@ def outcome_text(outcome: OutcomeLike) -> RenderableType:
     parts.append(grid)
     if outcome.verification is not None and outcome.verification.load is not None:
         parts.append(Text(f"  {load_text(outcome.verification.load)}"))
-    ends = {"pass": "is served", "fail": "is not served", "inconclusive": "is served, on probation"}
+    waiting = "is served, on probation" if outcome.gateway_port is not None else "is written"
+    ends = {"pass": "is served", "fail": "is not served", "inconclusive": waiting}
     head = f"{MARKS[verdict.answer]} Release {outcome.release} of {outcome.service} {ends[verdict.answer]}: "
     parts.append(Text(head, style=f"bold {STYLES[verdict.answer]}") + Text(verdict.reason))
     if outcome.gateway_port is not None and verdict.answer != "fail":

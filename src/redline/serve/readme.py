@@ -13,18 +13,21 @@ from redline.serve.schema import CONTAINERS
 
 PACKAGES = (*NEEDS, "pillow")
 """What the Python models import beside redline's own copy, as in the embedded server's Python."""
-IMAGE = "nvcr.io/nvidia/tritonserver"
+IMAGE = "tritonserver"
+"""In NVIDIA's NGC catalogue."""
 
 _TEXT = """\
 # {service}, release {number}, for Triton in NVIDIA's container
 
-Rendered by redline {redline} on {created} for Triton {version}, which is the image `{image}`.
+Rendered by redline {redline} on {created} for Triton {version}, which is the image `{image}` of NVIDIA's NGC catalogue.
 
 ## Start
 
+Put the image's full name, as the catalogue shows it, into `TRITON`:
+
 ```sh
-docker build -t {service}-server - <<'END'
-FROM {image}
+docker build -t {service}-server - <<END
+FROM $TRITON
 RUN pip install --no-cache-dir {packages}
 END
 

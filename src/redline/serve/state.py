@@ -16,7 +16,7 @@ from redline.records import Objective, ServeSpec, ServiceState
 from redline.store import dump, load
 from redline.store.disk import write_file
 
-REPOSITORY, GOLDEN = "repository", "golden"
+REPOSITORY = "repository"
 SETTINGS, STATE, INFO, EVENTS, LOCK = "settings.json", "state.json", "service.json", "events.jsonl", "release.lock"
 EVENT_BYTES = 4 << 20
 
