@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from redline import store
     from redline.doctor import Ability
-    from redline.records import Environment, RunRecord, Spec, Switch
+    from redline.records import Candidate, Environment, RunRecord, Spec, Switch
     from redline.releasing import Outcome
     from redline.serve.admin import Service, Status
     from redline.serve.environment import ServerEnvironment
@@ -157,10 +157,17 @@ def report(run_folder: Path) -> Path:
 
 
 def release(
-    spec_path: Path | str, *, runs: Path = RUNS, hold: bool = True, probe: bool = True, progress: bool = True
+    spec_path: Path | str,
+    *,
+    runs: Path = RUNS,
+    hold: bool = True,
+    probe: bool = True,
+    progress: bool = True,
+    candidate: Candidate | None = None,
 ) -> Outcome:
     """Verify the choice of the spec's run through the server beside what is served, promote it, hold it to the objective.
 
+    `candidate`: another of the run's candidates instead of its choice; it is verified all the same.
     A release that is refused or rolled back is a result, in `Outcome.verdict`. Raises BadInput if there is no run, if it
     found nothing to release, or if another release is under way; StoreError if the service cannot be written.
     """
@@ -178,7 +185,7 @@ def release(
         raise BadInput("release.no-run", what, got=f"no {folder}", fix=f"redline run {spec_path}")
     record = read_run(folder)
     console = Console(stderr=True) if progress else None
-    return roll_out(spec, record, runs=Path(runs), progress=Progress(console), hold=hold, probe=probe)
+    return roll_out(spec, record, runs=Path(runs), progress=Progress(console), hold=hold, probe=probe, candidate=candidate)
 
 
 def rollback(spec_path: Path | str, *, runs: Path = RUNS, to: int | None = None) -> Switch:

@@ -60,8 +60,19 @@ class Outcome:
     """Of the service, or of the rendered repository."""
 
 
-def release(spec: Spec, record: RunRecord, *, runs: Path, progress: Progress, hold: bool = True, probe: bool = True) -> Outcome:
+def release(
+    spec: Spec,
+    record: RunRecord,
+    *,
+    runs: Path,
+    progress: Progress,
+    hold: bool = True,
+    probe: bool = True,
+    candidate: Candidate | None = None,
+) -> Outcome:
     """Verify the choice of `record` through the server and promote it. `hold`: wait until its probation is over.
+
+    `candidate`: serve this one instead; its accuracy on record is that of the run's trial with the same network and shapes.
 
     Raises BadInput (release.not-met: the run's choice may not be released; release.engine: its network is gone;
     release.busy: another release is under way), StoreError, or what the service raises.
@@ -70,7 +81,10 @@ def release(spec: Spec, record: RunRecord, *, runs: Path, progress: Progress, ho
     from redline.serve.repository import releases_in, write_repository
     from redline.serve.state import LOCK, REPOSITORY, read_state
 
-    candidate, trial = choice_to_serve(record)
+    if candidate is None:
+        candidate, trial = choice_to_serve(record)
+    else:
+        trial = _trial_like(record, candidate)
     network = _network(record, runs)
     folder = service_folder(spec, runs)
     if spec.target.server == "container":
@@ -208,6 +222,21 @@ def choice_to_serve(record: RunRecord) -> tuple[Candidate, Trial]:
     if candidate.serving is None:
         candidate = replace(candidate, serving=Serving())
     return candidate, next(trial for trial in trials if trial.digest == choice.trial)
+
+
+def _trial_like(record: RunRecord, candidate: Candidate) -> Trial:
+    """A trial of the same accuracy. Raises BadInput if none was measured."""
+    for trial in record.trials:
+        found = trial.candidate
+        alike = (found.runner, found.precision, found.shapes, found.prepost) == (
+            candidate.runner,
+            candidate.precision,
+            candidate.shapes,
+            candidate.prepost,
+        )
+        if alike and trial.parity is not None and trial.parity.verdict.answer != "fail":
+            return trial
+    raise BadInput("release.unmeasured", "the run measured no accuracy for this candidate", got=candidate.name)
 
 
 def _network(record: RunRecord, runs: Path) -> Path:
