@@ -1,7 +1,7 @@
 """A YOLOX head that misbehaves when it is told to, for planting bad releases.
 
-The fault file holds what to do and in which release ("*": everywhere, in-process too): "slow 3" sleeps 50 ms an image, "wrong 3"
-shifts the boxes by 40 pixels, "broken 3" raises.
+The fault file holds what to do and in which release ("*": everywhere, in-process too): "slow 3" sleeps 50 ms an image,
+"wrong 3" shifts the boxes by 40 pixels, "broken 3" raises.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Protocol: a good release is active. Before promotion: `redline.release` gets the same detector with wrong normalisation (pixels
 scaled by 1/255), with a head that takes 50 ms longer, and with a NaN in its weights; each must be refused and the good one
 serve on. After promotion: the head turns slow (50 ms), wrong (boxes shifted by 40 pixels) or broken (an exception) while the
-gateway gets 20 requests/s; the time from the fault to the switch back is measured, at most 10 s allowed. P95 objective: three
-times the P95 of the good release, at least 60 ms, so that 50 ms more cannot be within it.
+gateway gets 20 requests/s; the time from the fault to the switch back is measured, at most 10 s allowed. P95 objective:
+twice the P95 of the good release, but at least 60 ms and at most 50 ms above its median.
 
     python benchmarks/served_planted.py --work FOLDER [--shared FOLDER] [--output FILE]
 """
@@ -48,9 +48,8 @@ def main() -> int:
     results = {case.name: measure(case) for case in cases(given)}
     write(given, results)
     refused = all(row["refused"] for one in results.values() for row in one["before_promotion"])
-    back = all(
-        row["seconds"] is not None and row["seconds"] <= LIMIT_S for one in results.values() for row in one["after_promotion"]
-    )
+    times = [row["seconds"] for one in results.values() for row in one["after_promotion"]]
+    back = all(seconds is not None and seconds <= LIMIT_S for seconds in times)
     return 0 if refused and back else 1
 
 
@@ -64,7 +63,7 @@ def measure(case: Case) -> dict[str, Any]:
             raise SystemExit(f"the good release was refused: {first.verdict.reason}")
         result["before_promotion"] = [
             refused(case, "wrong normalisation", normalised(spec), case.record),
-            refused(case, "50 ms more", spec, case.record, fault="slow"),
+            refused(case, "50 ms more", spec, case.record, fault="slow *"),
             refused(case, "NaN weights", spec, poisoned(case)),
         ]
         result["after_promotion"] = [after(case, spec, fault) for fault in ("slow", "wrong", "broken")]
@@ -74,10 +73,9 @@ def measure(case: Case) -> dict[str, Any]:
 def good_spec(case: Case) -> Spec:
     trial = next(t for t in (case.record.served or case.record).trials if t.objective_load is not None)
     assert trial.objective_load is not None
-    p95 = 2.0 * trial.objective_load.p95_ms
-    objective = replace(
-        case.spec.objective, p95_ms=max(60.0, min(p95, 50.0 + trial.objective_load.p50_ms)), throughput=RATE_PER_S
-    )
+    # Between what the release has and what it has with 50 ms more at its median.
+    p95_ms = max(60.0, min(2.0 * trial.objective_load.p95_ms, 50.0 + trial.objective_load.p50_ms))
+    objective = replace(case.spec.objective, p95_ms=p95_ms, throughput=RATE_PER_S)
     serve = replace(case.spec.serve, name=f"{case.spec.serve.name}-planted", hold_s=HOLD_S, canary_requests=60)
     head = Head(kind="custom", function="planted_head:decode")
     return replace(case.spec, objective=objective, serve=serve, model=replace(case.spec.model, head=head))
@@ -125,14 +123,14 @@ def refused(case: Case, what: str, spec: Spec, record: RunRecord, *, fault: str 
 
 
 def after(case: Case, spec: Spec, fault: str) -> dict[str, Any]:
-    """A good release is promoted; then its code turns bad. The one before runs the same code, so the fault is lifted after it."""
+    """A good release is promoted; then it turns bad, and only it."""
     service = running_service(service_folder(spec, case.runs))
     assert service is not None
     roll(case, spec, case.record)
     number = service.status().state.routes.active
     with traffic(service.info.gateway_port, spec.serve.name, case):
         time.sleep(2.0)
-        planted_head.FAULT.write_text(fault)
+        planted_head.FAULT.write_text(f"{fault} {number}")
         began, seconds, reason = time.monotonic(), None, ""
         while time.monotonic() - began < 3 * LIMIT_S:
             state = service.status().state

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -80,12 +79,11 @@ class Case:
     @contextlib.contextmanager
     def served(self, candidate: Candidate) -> Iterator[ServedLive]:
         """The candidate on an embedded server of its own."""
-        with tempfile.TemporaryDirectory() as folder:
-            host = Host(find_environment(), Path(folder))
-            try:
-                yield open_served(host, self.subject, self.graphs, candidate, mix_of(self.dataset, self.traffic))
-            finally:
-                host.close()
+        host = Host(find_environment())
+        try:
+            yield open_served(host, self.subject, self.graphs, candidate, mix_of(self.dataset, self.traffic))
+        finally:
+            host.close()
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:

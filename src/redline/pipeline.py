@@ -55,7 +55,7 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
         graphs = aside.submit(export_graphs, subject, store, journal, progress).result()
     candidates = _candidates(subject, graphs, environment)
     salt = started if fresh else ""
-    host, no_server = _host(spec, folder)
+    host, no_server = _host(spec)
     candidates = replace(candidates, refusals=(*candidates.refusals, *no_server))
     minutes = spec.budget.minutes * (1 - SERVED_SHARE if host is not None else 1.0)
     baseline = candidates.baseline
@@ -75,7 +75,7 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
     return record
 
 
-def _host(spec: Spec, folder: Path) -> tuple[Host | None, tuple[Refusal, ...]]:
+def _host(spec: Spec) -> tuple[Host | None, tuple[Refusal, ...]]:
     """A server to measure through, or why there is none."""
     from redline.serve.environment import find_environment
 
@@ -84,7 +84,7 @@ def _host(spec: Spec, folder: Path) -> tuple[Host | None, tuple[Refusal, ...]]:
         reason = f'[target] server = "{spec.target.server}": nothing is measured through a server here'
         return None, (Refusal(what=what, reason=reason),)
     try:
-        return Host(find_environment(), folder / "server"), ()
+        return Host(find_environment()), ()
     except BadInput as error:
         return None, (Refusal(what=what, reason=f"{error.what}: {error.fix}"),)
 

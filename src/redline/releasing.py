@@ -157,23 +157,31 @@ def _roll_out(
             service.stage(number)
     except RedlineError as error:
         return replace(outcome, verdict=Verdict(answer="fail", reason=error.text()))
-    done = False
+    with contextlib.closing(Rollout(service, made, expected, policy, progress)) as rollout:
+        outcome = _promoted(service, rollout, outcome, _active(service, folder, made.service), policy.hold_s)
+        if outcome.verdict.answer == "fail" or not hold:
+            return outcome
+        return _held(service, rollout, outcome, policy.hold_s, progress, probe=probe)
+
+
+def _promoted(service: Service, rollout: Rollout, outcome: Outcome, active: Release | None, hold_s: float) -> Outcome:
+    """Verified and promoted, or withdrawn: then what was served before is served on, untouched."""
+    number, reason = outcome.release, "verification did not finish"
     try:
-        rollout = Rollout(service, made, expected, policy, progress)
-        verification = rollout.verify(_active(service, folder, made.service))
+        verification = rollout.verify(active)
         outcome = replace(outcome, verification=verification)
-        if not passed(verification):
-            worst = verification.checks[-1]
-            reason = f"{worst.name}: {worst.verdict.reason}"
-            return replace(outcome, verdict=Verdict(answer="fail", reason=reason))
-        switch = service.promote(number, hold_s=policy.hold_s)
-        done = True
+        if passed(verification):
+            switch = service.promote(number, hold_s=hold_s)
+            reason = ""
+            promoted = Verdict(answer="inconclusive", reason="promoted, on probation")
+            return replace(outcome, switches=(switch,), verdict=promoted)
+        worst = verification.checks[-1]
+        reason = f"{worst.name}: {worst.verdict.reason}"
+        return replace(outcome, verdict=Verdict(answer="fail", reason=reason))
     finally:
-        if not done:  # refused, interrupted or broken: what was served before is served on, untouched
+        if reason:
             with contextlib.suppress(RedlineError):
-                service.withdraw(number, outcome.verdict.reason or "verification did not finish")
-    outcome = replace(outcome, switches=(switch,), verdict=Verdict(answer="inconclusive", reason="promoted, on probation"))
-    return _held(service, rollout, outcome, policy.hold_s, progress, probe=probe) if hold else outcome
+                service.withdraw(number, reason)
 
 
 def _held(service: Service, rollout: Rollout, outcome: Outcome, hold_s: float, progress: Progress, *, probe: bool) -> Outcome:

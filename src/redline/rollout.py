@@ -51,6 +51,7 @@ class Rollout:
     def __init__(self, service: Service, release: Release, expected: Expected, policy: ServeSpec, progress: Progress) -> None:
         self._service, self._release, self._expected = service, release, expected
         self._policy, self._progress = policy, progress
+        self._endpoints: dict[int | None, Endpoint] = {}
         self._served_ap: float | None = None
         self._in_process_ap: float | None = None
         self._load: Load | None = None
@@ -95,8 +96,15 @@ class Rollout:
             seed=seed,
         )
 
+    def close(self) -> None:
+        """The connections to the gateway."""
+        for endpoint in self._endpoints.values():
+            endpoint.close()
+
     def _endpoint(self, version: int | None) -> Endpoint:
-        return Endpoint(self._service.info.gateway_port, self._release.service, version)
+        if version not in self._endpoints:
+            self._endpoints[version] = Endpoint(self._service.info.gateway_port, self._release.service, version)
+        return self._endpoints[version]
 
     def _target(self, version: int | None) -> Callable[[Sequence[int]], None]:
         endpoint, mix = self._endpoint(version), self._expected.mix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,10 +28,13 @@ SPARE_CLIENTS = 1
 
 
 class Host:
-    """One embedded server for all candidates of a search, started when the first is opened. `folder` is its own."""
+    """One embedded server for all candidates of a search, in a folder of its own, started when the first is opened."""
 
-    def __init__(self, environment: ServerEnvironment, folder: Path) -> None:
-        self._environment, self._folder = environment, folder
+    def __init__(self, environment: ServerEnvironment) -> None:
+        self._environment = environment
+        # Two runs of one spec may search at once, and a server's folder is for one server.
+        self._scratch = tempfile.TemporaryDirectory(prefix="redline-server-")
+        self._folder = Path(self._scratch.name)
         self._server: TritonServer | None = None
         self._numbers = 0
 
@@ -43,7 +47,6 @@ class Host:
         from redline.serve.server import TritonServer
 
         if self._server is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
             self._server = TritonServer(self._environment, self.repository, self._folder)
         if not self._server.alive:
             self._server.start()
@@ -57,6 +60,7 @@ class Host:
         if self._server is not None:
             self._server.stop()
             self._server = None
+        self._scratch.cleanup()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +104,7 @@ class ServedLive:
         from redline.serve.loader import unload_release
         from redline.serve.repository import remove_release
 
+        self.endpoint.close()
         unload_release(self.host.server().control, self.host.repository, SERVICE, self.number)
         remove_release(self.host.repository, SERVICE, self.number)
 

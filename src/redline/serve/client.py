@@ -28,6 +28,7 @@ class Endpoint:
         at = f"/versions/{version}" if version is not None else ""
         self._port, self._path, self._timeout_s = port, f"/v2/models/{model}{at}/infer", timeout_s
         self._local = threading.local()
+        self._open: set[HTTPConnection] = set()
 
     def detect(self, image: bytes) -> Detections:
         """Raises BadInput if the server refuses the image (4xx), TrialError if it fails (5xx), StoreError if it is away."""
@@ -52,10 +53,18 @@ class Endpoint:
         return self._post(body, {HEADER_LENGTH: str(len(header)), "Content-Type": "application/octet-stream"})
 
     def close(self) -> None:
+        """Every thread's connection; a later request opens a new one."""
+        for connection in tuple(self._open):
+            connection.close()
+        self._open.clear()
+        self._local = threading.local()
+
+    def _drop(self) -> None:
         """The calling thread's connection."""
         connection: HTTPConnection | None = getattr(self._local, "connection", None)
         if connection is not None:
             connection.close()
+            self._open.discard(connection)
             self._local.connection = None
 
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[bytes, int]:
@@ -63,14 +72,14 @@ class Endpoint:
         try:
             answer = self._exchange(body, headers)
         except (OSError, HTTPException) as error:
-            self.close()
+            self._drop()
             if fresh or isinstance(error, TimeoutError):
                 raise StoreError("serve.unreachable", "the server does not answer", got=repr(error)) from error
             # A kept connection may have been closed by the server meanwhile: that is not the server's failure.
             try:
                 answer = self._exchange(body, headers)
             except (OSError, HTTPException) as again:
-                self.close()
+                self._drop()
                 raise StoreError("serve.unreachable", "the server does not answer", got=repr(again)) from again
         status, length, data = answer
         if status == 200:
@@ -87,6 +96,7 @@ class Endpoint:
             connection.connect()
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._local.connection = connection
+            self._open.add(connection)
         connection.request("POST", self._path, body, headers)
         answer = connection.getresponse()
         return answer.status, int(answer.headers.get(HEADER_LENGTH) or 0), answer.read()
