@@ -1,0 +1,137 @@
+"""The search through the server against a brute-force grid of the same space on the same server.
+
+Protocol: the space is what `redline run` searches for the demo detector (pipelines, processes, threads, batch, queue delay),
+cut to batches 1 and 4 and delays 0 and 5 ms so that a grid can be measured at all. First `redline`'s search runs with no limit
+of time, then every lawful candidate of the space gets a closed loop and a search for its knee, both through a real Triton over
+HTTP. The grid's best rate within the objective is compared with the grid's own rate of the candidate that the search chose; a
+measurement is one load, of either side. Target: at least 95 % of the rate with at most a quarter of the loads.
+
+    python benchmarks/served_search.py --work FOLDER [--output FILE]
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from rich.console import Console
+
+from redline.doctor import inspect_machine
+from redline.errors import TrialError
+from redline.plan.serving import ServedSpace, served_space
+from redline.progress import Progress
+from redline.records import Candidate, Load, ParityReport, Serving
+from redline.records.run import Pipeline
+from redline.serve.environment import find_environment
+from redline.served import Host
+from redline.store import Journal, Store
+from redline.tune.choose import choose
+from redline.tune.search import search
+from redline.workbench import Workbench
+from serving_case import Case, demo_case, parser, watched, write
+
+BATCHES, DELAYS_US, WORKERS = (1, 4), (0, 5_000), (1, 2)
+PIPELINES: tuple[Pipeline, ...] = ("fused", "bls", "ensemble")
+LEAST_RATE, MOST_SHARE = 0.95, 0.25
+FOREVER_MINUTES = 600.0
+
+
+class Counted(Workbench):
+    """A workbench whose accuracy is the run's and which counts its loads."""
+
+    def __init__(self, case: Case, host: Host, salt: str) -> None:
+        store, journal = Store(case.runs / "store"), Journal(case.runs / f"{salt}.jsonl")
+        progress = Progress(Console(stderr=True))
+        environment = inspect_machine()
+        super().__init__(
+            case.subject, case.graphs, case.record.baseline.candidate, store, journal, environment, progress, salt, minutes=0.0
+        )
+        self._record, self.loads = case.record, 0
+        self.through(host, FOREVER_MINUTES)
+
+    def parity(self, candidate: Candidate) -> ParityReport:
+        for trial in self._record.trials:
+            alike = trial.candidate.runner == "onnxruntime" and trial.candidate.prepost == "host"
+            if alike and trial.candidate.shapes == candidate.shapes and trial.parity is not None:
+                return trial.parity
+        raise TrialError("bench-parity", "the run measured no accuracy for these shapes")
+
+    def _measured(self, *arguments: Any) -> Load:
+        self.loads += 1
+        return super()._measured(*arguments)
+
+
+def main() -> int:
+    given = parser(__doc__).parse_args()
+    case, result = demo_case(given.work, given.minutes), dict[str, Any]()
+    host = Host(find_environment())
+    try:
+        with watched(result):
+            result |= compare(case, host)
+    finally:
+        host.close()
+    write(given, {case.name: result})
+    return 0 if result["rate_share"] >= LEAST_RATE and result["load_share"] <= MOST_SHARE else 1
+
+
+def compare(case: Case, host: Host) -> dict[str, Any]:
+    objective = case.spec.objective
+    space = served_space(case.record.trials, case.record.choice.candidate, objective, inspect_machine().cores)
+    assert space is not None
+    space = replace(space, batches=BATCHES, delays_us=DELAYS_US)
+    shapes = {space.baseline.shapes}
+    space = replace(space, families=tuple(family for family in space.families if family.shapes in shapes))
+    bench = Counted(case, host, "search")
+    found = search(space, bench, objective, print, climbs=1)
+    choice, found = choose(found, bench, objective, None)
+    bench.close()
+    if choice.candidate is None:
+        raise SystemExit(f"the search chose nothing: {choice.verdict.reason}")
+    grid_bench, rates = Counted(case, host, "grid"), dict[Candidate, float]()
+    for candidate in grid(space):
+        rates[candidate] = rate_of(grid_bench, candidate)
+    best = max(rates, key=lambda one: rates[one])
+    return {
+        "objective_p95_ms": objective.p95_ms,
+        "candidates": len(rates),
+        "search": {
+            "chosen": choice.candidate.name,
+            "tried": len(found),
+            "loads": bench.loads,
+            "rate_per_s": next((t.knee.rate_per_s for t in found if t.digest == choice.trial and t.knee), None),
+        },
+        "grid": {"best": best.name, "loads": grid_bench.loads, "rate_per_s": rates[best]},
+        "rate_share": rates[choice.candidate] / rates[best],
+        "load_share": bench.loads / grid_bench.loads,
+        "rates_per_s": {candidate.name: rate for candidate, rate in sorted(rates.items(), key=lambda item: -item[1])},
+    }
+
+
+def grid(space: ServedSpace) -> list[Candidate]:
+    start, places = space.baseline, [(1, 1), (2, 1), (1, 2)]
+    found = [
+        replace(
+            start,
+            threads=threads,
+            concurrency=instances,
+            batch=batch,
+            serving=Serving(pipeline=pipeline, queue_delay_us=delay, workers=workers),
+        )
+        for pipeline, (threads, instances), batch, delay, workers in product(PIPELINES, places, BATCHES, DELAYS_US, WORKERS)
+    ]
+    return [candidate for candidate in dict.fromkeys(found) if space.lawful(candidate)]
+
+
+def rate_of(bench: Counted, candidate: Candidate) -> float:
+    try:
+        capacity = bench.screen(candidate).achieved_per_s
+        return bench.knee(candidate, capacity=capacity).rate_per_s
+    except TrialError as error:
+        print(f"{candidate.name}: {error.what}", file=sys.stderr)
+        return 0.0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
