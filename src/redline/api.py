@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from redline import store
     from redline.doctor import Ability
+    from redline.observe.export import Exported
+    from redline.observe.watch import WatchState
     from redline.records import Candidate, Environment, RunRecord, Spec, Switch
     from redline.releasing import Outcome
     from redline.serve.admin import Service, Status
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from redline.serve.state import ServiceInfo
     from redline.spec import Written
     from redline.store import Lineage, Reclaimed
+    from redline.watching import Watched
 
 RUNS = Path("runs")
 STORE = "store"
@@ -226,6 +229,44 @@ def install_server() -> ServerEnvironment:
     from redline.serve.environment import install_environment
 
     return install_environment()
+
+
+def watch(
+    spec_path: Path | str | None = None,
+    *,
+    url: str | None = None,
+    triton: str | None = None,
+    runs: Path = RUNS,
+    interval_s: float = 1.0,
+    once: bool = False,
+) -> Iterator[WatchState]:
+    """Look at the service of a spec, or at the gateway at `url`, every `interval_s` seconds; `once`: over one interval.
+
+    Raises BadInput if no service runs; one that stops answering later is a look that says so.
+    """
+    from redline import watching
+
+    return watching.looks(_watched(spec_path, url, triton, runs), interval_s=interval_s, once=once)
+
+
+def export_monitoring(
+    folder: Path, spec_path: Path | str | None = None, *, url: str | None = None, triton: str | None = None, runs: Path = RUNS
+) -> Exported:
+    """Write Prometheus rules, scrape configuration and a Grafana dashboard of a running service into `folder`."""
+    from redline import watching
+
+    return watching.export(_watched(spec_path, url, triton, runs), Path(folder))
+
+
+def _watched(spec_path: Path | str | None, url: str | None, triton: str | None, runs: Path) -> Watched:
+    from redline import watching
+    from redline.errors import BadInput
+
+    if (spec_path is None) == (url is None):
+        raise BadInput("cli.option", "name a spec file or --url, one of them", fix="redline watch detector.toml")
+    if spec_path is None:
+        return watching.elsewhere(str(url), triton)
+    return watching.own(load_spec(spec_path), _service(spec_path, runs), triton)
 
 
 def _service(spec_path: Path | str, runs: Path) -> Service:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redline import cli_serve
+from redline import cli_serve, cli_watch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -196,6 +196,7 @@ def gc(
 
 
 cli_serve.register(app)
+cli_watch.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:
