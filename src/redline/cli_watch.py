@@ -33,7 +33,7 @@ def watch(
         Path | None, typer.Option("--export", help="Write Prometheus rules and a Grafana dashboard here.")
     ] = None,
 ) -> None:
-    """Show a service live: latency against the objective, burn rates, Triton, the decision."""
+    """Show a service live against its objective."""
     from redline import api
 
     if export is not None:

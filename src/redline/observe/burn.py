@@ -61,8 +61,7 @@ def burn(increase: Increase, window_s: float, objective: Objective, error_pct: f
 
 
 def threshold(pair: Pair, allowed: float) -> float:
-    """The share above which a pair alerts: its burn rate times what is allowed, but at most half way between that and all.
-
-    A generous objective would otherwise never alert: 14.4 times 7 % is more than every request.
+    """The share above which a pair alerts: its burn rate times what is allowed, but at most nine tenths of the way from there
+    to all. A generous objective would otherwise never alert: 14.4 times 7 % is more than every request.
     """
-    return min(pair.rate * allowed, (1 + allowed) / 2)
+    return min(pair.rate * allowed, allowed + 0.9 * (1 - allowed))

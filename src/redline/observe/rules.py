@@ -239,7 +239,8 @@ class _Rules:
         return f"({failed} or 0 * {answered}) / {answered}"
 
     def _burns(self, name: str, what: str, pair: Pair, severity: str, allowed: float) -> dict[str, Any]:
-        limit = f"{threshold(pair, allowed):.6g}"
+        share = threshold(pair, allowed)
+        limit = f"{share:.6g}"
         both = " and ".join(f"{ratio_name(what, window)}{{{self.selector}}} > {limit}" for window in (pair.short, pair.long))
         kind = "requests are slow" if what == "slow" else "requests fail"
         return self._alert(
@@ -247,7 +248,7 @@ class _Rules:
             both,
             severity,
             f"{{{{ $value | humanizePercentage }}}} of the {kind}",
-            f"{100 * allowed:g} % may be; over {pair.short} and {pair.long} it was {limit} of them or more.",
+            f"{100 * allowed:g} % may be; over {pair.short} and {pair.long} it was more than {100 * share:.4g} %.",
         )
 
     def _alert(self, name: str, expr: str, severity: str, summary: str, text: str, hold: str | None = None) -> dict[str, Any]:
