@@ -1,40 +1,47 @@
 """What a server adds to a request: JPEG bytes through Triton, through the gateway, and a tensor through shared memory.
 
-Protocol: batch 1, one thread, one request at a time. In every round, in an order drawn anew, one image takes each of the ways:
-in-process (decode, preprocess, network, post-process), Triton directly and the gateway (HTTP, encoded image), and the
-preprocessed tensor in-process (network, post-process) and through system shared memory (HTTP, tensor written each time, answers
-read). Differences are of medians over all rounds, in milliseconds of this machine.
+Protocol: batch 1, one thread, one request at a time. In blocks of 20 requests after 5 that do not count, in an order of blocks
+drawn anew each time, an image takes each of the ways: in-process (decode, preprocess, network, post-process), Triton directly
+and the gateway (HTTP, encoded image, the answer unpacked). Then, likewise, its preprocessed tensor: in-process (network,
+post-process) and through system shared memory (tensor and placement written each time, the answer unpacked). Differences are
+of medians over all rounds, in milliseconds of this machine.
 
     python benchmarks/served_overhead.py --work FOLDER [--shared FOLDER] [--rounds 400] [--output FILE]
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing import get_context
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import tritonclient.http as http
-import tritonclient.utils.shared_memory as shm
 
-from redline import api, vision
+from redline import vision
 from redline.backend.answer import placement_numbers
 from redline.data import read_bytes
 from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
 from redline.predict import Predictor
-from redline.serve.client import Endpoint
-from redline.serve.control import ADMIN_HEADER
+from redline.records import Routes
+from redline.serve.client import Endpoint, SharedTensor
+from redline.serve.gateway.app import Gateway, new_event_loop
+from redline.serve.gateway.limits import limits_of
+from redline.serve.gateway.metrics import Metrics
+from redline.serve.gateway.routing import RouteTable
+from redline.serve.gateway.upstream import Address
+from redline.serve.loader import read_release
 from redline.serve.names import model_name
 from serving_case import Case, cases, parser, watched, write
 
 IMAGES = 16
+BLOCK, WARM = 20, 5
 TARGETS_MS = {"triton": 2.0, "shared_memory": 1.5, "gateway_over_triton": 0.7}
-REGION_IN, REGION_OUT = "redline_bench_in", "redline_bench_out"
 
 
 def main() -> int:
@@ -55,23 +62,33 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     predict = Predictor(runner, model.preprocess, model.head, model.postprocess, "fixed")
     prepared = [vision.prepare(vision.decode(data, name="image"), model.preprocess, "fixed") for data in encoded]
     result: dict[str, Any] = {"rounds": rounds, "images": len(encoded)}
-    with case.served(candidate) as live, gateway_of(case, candidate) as gateway, watched(result):
-        server = live.host.server().known
-        direct = Endpoint(server.http_port, model_name("tune", live.number, "entry"), live.number)
-        tensor = shared_memory(server, model_name("tune", live.number, "tensor"), live.number, prepared[0][0])
+    with contextlib.ExitStack() as stack:
+        live = stack.enter_context(case.served(candidate))
+        gateway = stack.enter_context(gateway_of(live))
+        server, name = live.host.server().known, model_name("tune", live.number, "tensor")
+        shape = prepared[0][0].shape
+        shared = stack.enter_context(
+            contextlib.closing(SharedTensor(server.http_port, name, live.number, server.admin_key, shape))
+        )
+        stack.enter_context(watched(result))
+        direct = live.endpoint
 
         def post_only(index: int) -> None:
             outputs = runner.run(prepared[index][0][None])
             vision.postprocess(outputs, model.head, model.postprocess, [prepared[index][1]])
 
-        ways: dict[str, Callable[[int], Any]] = {
+        def through_memory(index: int) -> None:
+            np.copyto(shared.images, prepared[index][0])
+            shared.placement[:] = placement_numbers(prepared[index][1])
+            shared.detect()
+
+        images: dict[str, Callable[[int], Any]] = {
             "in_process": lambda index: predict.from_bytes([encoded[index]]),
-            "triton": lambda index: direct.send(encoded[index]),
-            "gateway": lambda index: gateway.send(encoded[index]),
-            "tensor_in_process": post_only,
-            "shared_memory": lambda index: tensor(prepared[index][0], placement_numbers(prepared[index][1])),
+            "triton": lambda index: direct.detect(encoded[index]),
+            "gateway": lambda index: gateway.detect(encoded[index]),
         }
-        times = interleaved(ways, rounds, len(encoded))
+        tensors: dict[str, Callable[[int], Any]] = {"tensor_in_process": post_only, "shared_memory": through_memory}
+        times = interleaved(images, rounds, len(encoded)) | interleaved(tensors, rounds, len(encoded))
     median = {name: statistics.median(values) for name, values in times.items()}
     added = {
         "triton": median["triton"] - median["in_process"],
@@ -86,48 +103,53 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
 
 
 def interleaved(ways: dict[str, Callable[[int], Any]], rounds: int, images: int) -> dict[str, list[float]]:
-    generator, times = random.Random(0), {name: [] for name in ways}
-    for turn in range(rounds + 20):
+    """Blocks of one way, in an order drawn anew: one by one, each request would find the other way's network in the caches."""
+    generator, times = random.Random(0), {name: list[float]() for name in ways}
+    for block in range(-(-rounds // BLOCK)):
         for name in generator.sample(list(ways), len(ways)):
-            started = perf_counter()
-            ways[name](turn % images)
-            if turn >= 20:
-                times[name].append(1000 * (perf_counter() - started))
+            for turn in range(WARM + BLOCK):
+                index = (block * BLOCK + turn) % images
+                started = perf_counter()
+                ways[name](index)
+                if turn >= WARM:
+                    times[name].append(1000 * (perf_counter() - started))
     return times
 
 
 @contextlib.contextmanager
-def gateway_of(case: Case, candidate: Any) -> Iterator[Endpoint]:
-    """The same candidate behind the gateway of a service: released once, then asked by its stable name."""
-    from rich import print as show
-
-    from redline.report.service import outcome_text
-
-    outcome = api.release(case.spec.path, runs=case.runs, progress=False, candidate=candidate)
-    show(outcome_text(outcome))
+def gateway_of(live: Any) -> Iterator[Endpoint]:
+    """The gateway, in a process of its own as in a service, in front of the same server and release."""
+    context = get_context("spawn")
+    mine, theirs = context.Pipe()
+    release = read_release(live.host.repository, "tune", live.number)
+    process = context.Process(target=run_gateway, args=(theirs, live.host.server().known.http_port, release), daemon=True)
+    process.start()
+    endpoint = Endpoint(mine.recv(), "tune")
     try:
-        yield Endpoint(int(outcome.gateway_port or 0), case.spec.serve.name)
+        yield endpoint
     finally:
-        api.stop_service(case.spec.path, runs=case.runs)
+        endpoint.close()
+        process.terminate()
+        process.join()
 
 
-def shared_memory(server: Any, model: str, version: int, example: Any) -> Callable[[Any, Any], None]:
-    client = http.InferenceServerClient(f"127.0.0.1:{server.http_port}")
-    key = {ADMIN_HEADER: server.admin_key}
-    inside = shm.create_shared_memory_region(REGION_IN, f"/{REGION_IN}", example.nbytes + 64)
-    client.register_system_shared_memory(REGION_IN, f"/{REGION_IN}", example.nbytes + 64, headers=key)
-    images = http.InferInput("images", [1, *example.shape], "FP32")
-    images.set_shared_memory(REGION_IN, example.nbytes)
-    placement = http.InferInput("placement", [1, 8], "FP64")
-    placement.set_shared_memory(REGION_IN, 64, offset=example.nbytes)
+def run_gateway(pipe: Any, port: int, release: Any) -> None:
+    async def serve() -> None:
+        table, metrics = (
+            RouteTable(Routes(active=release.number)),
+            Metrics("tune", objective_s=1, rate_per_s=1, error_ratio=0.1),
+        )
+        gateway = Gateway(
+            "tune",
+            table=table,
+            address=Address(port=port),
+            releases={release.number: limits_of(release)},
+            metrics=metrics,
+        )
+        pipe.send(await gateway.start())
+        await asyncio.Event().wait()
 
-    def ask(tensor: Any, numbers: Any) -> None:
-        shm.set_shared_memory_region(inside, [tensor])
-        shm.set_shared_memory_region(inside, [numbers], offset=example.nbytes)
-        answer = client.infer(model, [images, placement], model_version=str(version))
-        assert answer.as_numpy("count") is not None
-
-    return ask
+    new_event_loop().run_until_complete(serve())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import mmap
+import os
+import secrets
 import socket
 import threading
 from http.client import HTTPConnection, HTTPException
@@ -13,6 +18,8 @@ import numpy as np
 from redline.backend.answer import unpack
 from redline.errors import BadInput, StoreError, TrialError
 from redline.records import Detections
+from redline.serve.control import Control
+from redline.serve.names import IMAGES, PLACEMENT, PLACEMENT_NUMBERS
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 DTYPES: dict[str, Any] = {"FP32": np.float32, "FP64": np.float64, "INT32": np.int32, "INT64": np.int64}
@@ -50,7 +57,7 @@ class Endpoint:
             }
         ).encode()
         body = b"".join((header, len(image).to_bytes(4, "little"), image))
-        return self._post(body, {HEADER_LENGTH: str(len(header)), "Content-Type": "application/octet-stream"})
+        return self.post(body, {HEADER_LENGTH: str(len(header)), "Content-Type": "application/octet-stream"})
 
     def close(self) -> None:
         """Every thread's connection; a later request opens a new one."""
@@ -67,7 +74,8 @@ class Endpoint:
             self._open.discard(connection)
             self._local.connection = None
 
-    def _post(self, body: bytes, headers: dict[str, str]) -> tuple[bytes, int]:
+    def post(self, body: bytes, headers: dict[str, str]) -> tuple[bytes, int]:
+        """A whole KServe v2 request. The answer as it came, and the length of its JSON header. Raises as `detect`."""
         fresh = getattr(self._local, "connection", None) is None
         try:
             answer = self._exchange(body, headers)
@@ -125,3 +133,57 @@ def _array(output: dict[str, Any], data: bytes) -> np.ndarray[Any, Any]:
         texts.append(data[at + 4 : at + 4 + length])
         at += 4 + length
     return np.array(texts, np.object_).reshape(output["shape"])
+
+
+class SharedTensor:
+    """The second entry for a client on the server's machine: a preprocessed tensor in shared memory, in no request's body.
+
+    Write the network input into `images` (3, H, W) float32 and its placement into `placement` (8,) float64 (see
+    `backend.answer.placement_numbers`), then `detect`. `vision.prepare(..., out=shared.images)` writes it in place. One thread.
+    """
+
+    def __init__(self, port: int, model: str, version: int, key: str, shape: tuple[int, int, int]) -> None:
+        """`port`: Triton's own. `key`: its `admin_key`. Raises TrialError if the server refuses the region."""
+        self._endpoint, self._control = Endpoint(port, model, version), Control(port, key)
+        self._name = f"redline_{os.getpid()}_{secrets.token_hex(4)}"
+        tensor_bytes, placement_bytes = 4 * math.prod(shape), 8 * PLACEMENT_NUMBERS
+        size = tensor_bytes + placement_bytes
+        descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            os.ftruncate(descriptor, size)
+            memory = mmap.mmap(descriptor, size)
+        finally:
+            os.close(descriptor)
+        self.images = np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
+        self.placement = np.frombuffer(memory, np.float64, PLACEMENT_NUMBERS, offset=tensor_bytes)
+        inputs = [
+            _shared(IMAGES, "FP32", [1, *shape], self._name, tensor_bytes, 0),
+            _shared(PLACEMENT, "FP64", [1, PLACEMENT_NUMBERS], self._name, placement_bytes, tensor_bytes),
+        ]
+        self._header = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+        try:
+            self._control.register_memory(self._name, size)
+        except BaseException:
+            os.unlink(self._path)
+            raise
+
+    @property
+    def _path(self) -> str:
+        return f"/dev/shm/{self._name}"
+
+    def detect(self) -> Detections:
+        """Raises as `Endpoint.detect`."""
+        headers = {HEADER_LENGTH: str(len(self._header)), "Content-Type": "application/octet-stream"}
+        return unpack(answer_arrays(*self._endpoint.post(self._header, headers)), 0)
+
+    def close(self) -> None:
+        self._endpoint.close()
+        with contextlib.suppress(StoreError, TrialError):  # a server that has gone has forgotten the region
+            self._control.unregister_memory(self._name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+
+def _shared(name: str, datatype: str, shape: list[int], region: str, size: int, offset: int) -> dict[str, Any]:
+    where = {"shared_memory_region": region, "shared_memory_byte_size": size, "shared_memory_offset": offset}
+    return {"name": name, "datatype": datatype, "shape": shape, "parameters": where}

@@ -55,6 +55,14 @@ class Control:
     def unload(self, model: str) -> None:
         self._ask("POST", f"/v2/repository/models/{quote(model)}/unload", LOAD_TIMEOUT_S)
 
+    def register_memory(self, name: str, size: int) -> None:
+        """Make the system shared memory /`name` of `size` bytes known to the server."""
+        given = {"key": f"/{name}", "offset": 0, "byte_size": size}
+        self._ask("POST", f"/v2/systemsharedmemory/region/{quote(name)}/register", QUICK_TIMEOUT_S, given)
+
+    def unregister_memory(self, name: str) -> None:
+        self._ask("POST", f"/v2/systemsharedmemory/region/{quote(name)}/unregister", QUICK_TIMEOUT_S)
+
     def index(self) -> dict[tuple[str, int], str]:
         """{(model, version): state} of what the repository holds and was ever asked for."""
         found = self._ask("POST", "/v2/repository/index", QUICK_TIMEOUT_S)
@@ -79,20 +87,20 @@ class Control:
         except (OSError, HTTPException):
             return False
 
-    def _ask(self, method: str, path: str, timeout_s: float) -> Any:
+    def _ask(self, method: str, path: str, timeout_s: float, given: dict[str, Any] | None = None) -> Any:
         try:
-            status, body = self._call(method, path, timeout_s)
+            status, body = self._call(method, path, timeout_s, given)
         except (OSError, HTTPException) as error:
             raise StoreError("serve.unreachable", "the server does not answer", got=f"{method} {path}: {error!r}") from error
         if status == 200:
             return json.loads(body) if body.strip() else None
         raise TrialError("serve.refused", "the server refused a request", got=f"{method} {path}: {status} {_reason(body)}")
 
-    def _call(self, method: str, path: str, timeout_s: float) -> tuple[int, bytes]:
+    def _call(self, method: str, path: str, timeout_s: float, given: dict[str, Any] | None = None) -> tuple[int, bytes]:
         connection = HTTPConnection("127.0.0.1", self._port, timeout=timeout_s)
         try:
             headers = {ADMIN_HEADER: self._key, "Content-Type": "application/json"}
-            connection.request(method, path, b"{}" if method == "POST" else None, headers)
+            connection.request(method, path, json.dumps(given or {}).encode() if method == "POST" else None, headers)
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
