@@ -31,6 +31,7 @@ from redline.records import (
 )
 from redline.rollout import Expected, Rollout, passed
 from redline.serving import prepare_service, service_folder
+from redline.store.disk import guarded
 
 if TYPE_CHECKING:
     from redline.progress import Progress
@@ -103,7 +104,7 @@ def release(
         with progress.stage(f"release {number} of {spec.serve.name}"):
             with _golden_files(made, expected) as files:
                 write_repository(folder / REPOSITORY, made, "embedded", network_file=network, golden_files=files)
-            _forget_old(folder, spec.serve.name, state.releases)
+            _forget_old(folder, spec.serve.name)
         return _roll_out(service, made, expected, spec, progress, folder, hold=hold, probe=probe)
 
 
@@ -152,36 +153,33 @@ def _roll_out(
         gateway_port=service.info.gateway_port,
         folder=str(folder),
     )
-    try:
-        with progress.stage(f"load release {number} beside what is served"):
-            service.stage(number)
-    except RedlineError as error:
-        return replace(outcome, verdict=Verdict(answer="fail", reason=error.text()))
     with contextlib.closing(Rollout(service, made, expected, policy, progress)) as rollout:
-        outcome = _promoted(service, rollout, outcome, _active(service, folder, made.service), policy.hold_s)
+        try:
+            outcome = _tried(service, rollout, outcome, folder, policy.hold_s, progress)
+        finally:
+            if not outcome.switches:  # refused, interrupted or broken: what was served before is served on, untouched
+                with contextlib.suppress(RedlineError):
+                    service.withdraw(number, outcome.verdict.reason or "verification did not finish")
         if outcome.verdict.answer == "fail" or not hold:
             return outcome
         return _held(service, rollout, outcome, policy.hold_s, progress, probe=probe)
 
 
-def _promoted(service: Service, rollout: Rollout, outcome: Outcome, active: Release | None, hold_s: float) -> Outcome:
-    """Verified and promoted, or withdrawn: then what was served before is served on, untouched."""
-    number, reason = outcome.release, "verification did not finish"
+def _tried(service: Service, rollout: Rollout, outcome: Outcome, folder: Path, hold_s: float, progress: Progress) -> Outcome:
+    """Staged, verified and promoted, or why not."""
+    number = outcome.release
     try:
-        verification = rollout.verify(active)
-        outcome = replace(outcome, verification=verification)
-        if passed(verification):
-            switch = service.promote(number, hold_s=hold_s)
-            reason = ""
-            promoted = Verdict(answer="inconclusive", reason="promoted, on probation")
-            return replace(outcome, switches=(switch,), verdict=promoted)
+        with progress.stage(f"load release {number} beside what is served"):
+            service.stage(number)
+    except RedlineError as error:
+        return replace(outcome, verdict=Verdict(answer="fail", reason=error.text()))
+    verification = rollout.verify(_active(service, folder, outcome.service))
+    outcome = replace(outcome, verification=verification)
+    if not passed(verification):
         worst = verification.checks[-1]
-        reason = f"{worst.name}: {worst.verdict.reason}"
-        return replace(outcome, verdict=Verdict(answer="fail", reason=reason))
-    finally:
-        if reason:
-            with contextlib.suppress(RedlineError):
-                service.withdraw(number, reason)
+        return replace(outcome, verdict=Verdict(answer="fail", reason=f"{worst.name}: {worst.verdict.reason}"))
+    switch = service.promote(number, hold_s=hold_s)
+    return replace(outcome, switches=(switch,), verdict=Verdict(answer="inconclusive", reason="promoted, on probation"))
 
 
 def _held(service: Service, rollout: Rollout, outcome: Outcome, hold_s: float, progress: Progress, *, probe: bool) -> Outcome:
@@ -195,7 +193,7 @@ def _held(service: Service, rollout: Rollout, outcome: Outcome, hold_s: float, p
                 verdict = Verdict(answer="fail", reason=f"rolled back: {last.reason}")
                 return replace(outcome, verdict=verdict, switches=(*outcome.switches, last))
             if status.holding_s is None:
-                return replace(outcome, verdict=Verdict(answer="pass", reason=_held_text(status)))
+                return replace(outcome, verdict=_held_verdict(status))
             if probe:
                 with contextlib.suppress(RedlineError):
                     rollout.probe(PROBE_S, PROBE_SHARE, seed)
@@ -206,8 +204,13 @@ def _held(service: Service, rollout: Rollout, outcome: Outcome, hold_s: float, p
     return replace(outcome, verdict=Verdict(answer="inconclusive", reason=reason))
 
 
-def _held_text(status: Status) -> str:
-    return status.action.reason if status.action is not None else "verified and promoted"
+def _held_verdict(status: Status) -> Verdict:
+    if status.action is None:
+        return Verdict(answer="pass", reason="verified and promoted")
+    if status.action.decision == "rollback":
+        reason = f"{status.action.reason}; it is served on, as there is no release to go back to"
+        return Verdict(answer="fail", reason=reason)
+    return Verdict(answer="pass", reason=status.action.reason)
 
 
 def choice_to_serve(record: RunRecord) -> tuple[Candidate, Trial]:
@@ -338,7 +341,7 @@ def _golden(expected: Expected, index: int) -> Golden:
 def _golden_files(made: Release, expected: Expected) -> Iterator[dict[str, Path]]:
     """The golden images as files, by name, for as long as it takes to copy them into a repository."""
     by_digest = {hashlib.sha256(data).hexdigest(): data for data in expected.encoded}
-    with tempfile.TemporaryDirectory(prefix="redline-") as name:
+    with guarded("write", Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="redline-") as name:
         files = {golden.file: Path(name) / golden.file for golden in made.golden}
         for golden in made.golden:
             files[golden.file].write_bytes(by_digest[golden.sha256])
@@ -353,14 +356,16 @@ def _active(service: Service, folder: Path, name: str) -> Release | None:
     return None if active is None else read_release(folder / REPOSITORY, name, active)
 
 
-def _forget_old(folder: Path, name: str, known: tuple[int, ...]) -> None:
-    from redline.serve.repository import remove_release
+def _forget_old(folder: Path, name: str) -> None:
+    """Releases beyond `KEPT_RELEASES`, those of processes that were killed included. The new one does not depend on it."""
+    from redline.serve.repository import releases_in, remove_release
     from redline.serve.state import REPOSITORY, read_state
 
     routes = read_state(folder, name).routes
-    for number in known[:-KEPT_RELEASES]:
+    for number in releases_in(folder / REPOSITORY, name)[: -KEPT_RELEASES - 1]:
         if number not in (routes.active, routes.previous, routes.canary):
-            remove_release(folder / REPOSITORY, name, number)
+            with contextlib.suppress(RedlineError):
+                remove_release(folder / REPOSITORY, name, number)
 
 
 @contextlib.contextmanager

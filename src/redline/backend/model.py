@@ -41,7 +41,8 @@ class TritonPythonModel:
         if self._role == "tensor":
             return self._joined(requests, "images", self._tensors, "placement")
         single = {"network": self._run, "prepare": self._prepare, "finish": self._finish}[self._role]
-        return [_guarded(single, request) for request in requests]
+        # Only `prepare` sees what a client sent.
+        return [_guarded(single, request, INVALID if self._role == "prepare" else INTERNAL) for request in requests]
 
     def _network(self) -> Runner:
         material = self._material
@@ -94,11 +95,11 @@ def _input(request: Any, name: str) -> Any:
     return pb.get_input_tensor_by_name(request, name).as_numpy()
 
 
-def _guarded(step: Any, request: Any) -> Any:
+def _guarded(step: Any, request: Any, bad_input: Any) -> Any:
     try:
         return step(request)
     except BadInput as error:
-        return pb.InferenceResponse(error=pb.TritonError(error.text(), INVALID))
+        return pb.InferenceResponse(error=pb.TritonError(error.text(), bad_input))
     except (RedlineError, ValueError, MemoryError) as error:
         return pb.InferenceResponse(error=pb.TritonError(f"{type(error).__name__}: {error}", INTERNAL))
 

@@ -17,6 +17,10 @@ from redline.errors import BadInput, RedlineError
 from redline.predict import Predictor
 from redline.records import Detections, Placement, Runner
 
+CLIENT_FAULTS = ("shape-bucket",)
+"""What may be wrong with a decoded image. Anything else that fails from there on is the release's failure, and counts as one:
+a head that raises BadInput would otherwise pass for a client's mistake, and never be rolled back."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -53,7 +57,7 @@ class Entry:
             return list(self._predict(images))
         except RedlineError as error:
             if len(images) == 1:
-                return [Fault(client=isinstance(error, BadInput), text=error.text())]
+                return [Fault(client=error.code in CLIENT_FAULTS, text=error.text())]
         return [one for image in images for one in self._detect([image])]
 
 
@@ -109,7 +113,7 @@ class Tensors:
             return list(vision.postprocess(outputs, self._material.head, self._material.postprocess, placements))
         except RedlineError as error:
             if len(tensors) == 1:
-                return [Fault(client=isinstance(error, BadInput), text=error.text())]
+                return [Fault(client=False, text=error.text())]
         pairs = zip(tensors, placements, strict=True)
         return [one for tensor, placement in pairs for one in self._detect([tensor], [placement])]
 

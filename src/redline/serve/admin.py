@@ -49,7 +49,7 @@ class Admin:
         self._runner: web.AppRunner | None = None
         self._acts: dict[str, Callable[[dict[str, Any]], Awaitable[object]]] = {
             "status": self._status,
-            "stage": lambda given: supervisor.stage(given["number"]),
+            "stage": lambda given: supervisor.stage(given["number"], owner=given["owner"]),
             "canary": lambda given: supervisor.canary(**given),
             "observed": lambda given: supervisor.observed(given["number"]),
             "withdraw": lambda given: supervisor.withdraw(given["number"], given["reason"]),
@@ -71,7 +71,7 @@ class Admin:
             await self._runner.cleanup()
 
     async def _handle(self, request: web.Request) -> web.Response:
-        if not hmac.compare_digest(request.headers.get(KEY_HEADER, ""), self._key):
+        if not hmac.compare_digest(request.headers.get(KEY_HEADER, "").encode(), self._key.encode()):
             return web.Response(status=403)
         act = self._acts.get(request.match_info["act"])
         if act is None:
@@ -113,7 +113,8 @@ class Service:
         return load(Status, self._ask("status", {}))
 
     def stage(self, number: int) -> Release:
-        return load(Release, self._ask("stage", {"number": number}))
+        """It is withdrawn if this process ends before it has promoted or withdrawn it."""
+        return load(Release, self._ask("stage", {"number": number, "owner": os.getpid()}))
 
     def canary(self, number: int, *, share: float, shadow: bool, shadow_share: float = 1.0) -> None:
         self._ask("canary", {"number": number, "share": share, "shadow": shadow, "shadow_share": shadow_share})

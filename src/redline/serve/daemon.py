@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -19,9 +20,10 @@ from redline.errors import BadInput, StoreError
 from redline.serve.admin import Admin, Service, running_service
 from redline.serve.environment import find_environment
 from redline.serve.gateway.app import new_event_loop
+from redline.serve.processes import identity
 from redline.serve.state import INFO, ServiceInfo, last_port, read_settings, write_info
 from redline.serve.supervisor import Decide, Supervisor
-from redline.store.disk import flocked
+from redline.store.disk import flocked, guarded
 
 START_S = 60.0
 STOP_S = 60.0
@@ -48,40 +50,43 @@ async def _serve(supervisor: Supervisor, ready: Callable[[ServiceInfo], None]) -
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     folder, policy = supervisor.folder, supervisor.settings.policy
-    admin = Admin(supervisor, key, stop)
+    admin, info = Admin(supervisor, key, stop), None
     try:
-        gateway_port = await _start(supervisor, policy.port or last_port(folder), chosen=policy.port != 0)
-        info = ServiceInfo(
-            pid=os.getpid(),
-            created=psutil.Process().create_time(),
-            gateway_port=gateway_port,
-            admin_port=await admin.start(),
-            http_port=supervisor.server.known.http_port,
-            grpc_port=supervisor.server.known.grpc_port,
-            metrics_port=supervisor.server.known.metrics_port,
-            key=key,
-            server_key=supervisor.server.known.admin_key,
-        )
+        gateway_port = await supervisor.start(policy.port or last_port(folder), kept=policy.port == 0)
+        info = _info(supervisor, gateway_port, await admin.start(), key)
         write_info(folder, info)
         ready(info)
         while supervisor.fault is None:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stop.wait(), WATCH_S)
                 return
+            found = _info(supervisor, gateway_port, info.admin_port, key)
+            if found != info:  # the server came back on other ports
+                with contextlib.suppress(StoreError):
+                    write_info(folder, found)
+                    info = found
         raise supervisor.fault
     finally:
+        if info is not None:  # nobody finds it any more; the port stays for the next start
+            with contextlib.suppress(StoreError):
+                write_info(folder, replace(info, identity=""))
         await admin.close()
         await supervisor.stop()
 
 
-async def _start(supervisor: Supervisor, port: int, *, chosen: bool) -> int:
-    """On the port of the last time if nobody has it now; a port that the user chose is not replaced."""
-    try:
-        return await supervisor.start(port)
-    except BadInput as error:
-        if chosen or port == 0 or error.code != "gateway-port":
-            raise
-    return await supervisor.start(0)
+def _info(supervisor: Supervisor, gateway_port: int, admin_port: int, key: str) -> ServiceInfo:
+    server = supervisor.server.known
+    return ServiceInfo(
+        pid=os.getpid(),
+        identity=identity(os.getpid()) or "",
+        gateway_port=gateway_port,
+        admin_port=admin_port,
+        http_port=server.http_port,
+        grpc_port=server.grpc_port,
+        metrics_port=server.metrics_port,
+        key=key,
+        server_key=server.admin_key,
+    )
 
 
 class _Runner:
@@ -106,27 +111,41 @@ def start_detached(folder: Path) -> Service:
     if running is not None:
         return running
     find_environment()
-    log = folder / DAEMON_LOG
-    with log.open("wb") as output:
-        process = subprocess.Popen(
+    log, process, others = folder / DAEMON_LOG, _launch(folder), False
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        found = running_service(folder)
+        if found is not None:
+            return found
+        if process.poll() is not None:
+            # Somebody else's was faster, or the one before has not quite ended.
+            if _held(folder):
+                others = True
+            elif others:
+                process, others = _launch(folder), False
+            else:
+                break
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    tail = "\n".join(log.read_text(errors="replace").strip().splitlines()[-8:])
+    raise BadInput("serve.start", "the service did not start", got=tail or "no message", fix=f"see {log}")
+
+
+def _launch(folder: Path) -> subprocess.Popen[bytes]:
+    with guarded("write", folder / DAEMON_LOG), (folder / DAEMON_LOG).open("wb") as output:
+        return subprocess.Popen(
             [sys.executable, "-m", "redline.serving", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        found = running_service(folder)
-        if found is not None and found.info.pid == process.pid:
-            return found
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    tail = "\n".join(log.read_text(errors="replace").strip().splitlines()[-8:])
-    raise BadInput("serve.start", "the service did not start", got=tail or "no message", fix=f"see {log}")
+
+
+def _held(folder: Path) -> bool:
+    with flocked(folder / DAEMON_LOCK, wait=False) as free:
+        return not free
 
 
 def stop_service(folder: Path) -> bool:

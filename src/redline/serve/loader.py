@@ -55,3 +55,11 @@ def load_stable(control: Control, repository: Path, release: Release) -> None:
         control.load(name)
         if not control.ready(name, release.number):
             raise TrialError("serve.not-ready", f"{name} was loaded but is not ready", got=f"version {release.number}")
+
+
+def reload_model(control: Control, model: str, version: int) -> None:
+    """Out and in again: a load alone does nothing where no file has changed. Raises TrialError, StoreError."""
+    control.unload(model)
+    control.load(model)
+    if not control.ready(model, version):
+        raise TrialError("serve.not-ready", f"{model} was loaded again but is not ready", got=f"version {version}")

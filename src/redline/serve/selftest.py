@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from redline.errors import BadInput
+from redline.errors import BadInput, StoreError
 from redline.serve.control import Control
 
 NAME = "redline_selftest"
@@ -71,6 +71,8 @@ def _ask(port: int) -> dict[str, object]:
         question = {"inputs": [{"name": "scale", "shape": [1], "datatype": "FP32", "data": [2.0]}]}
         connection.request("POST", f"/v2/models/{NAME}/infer", json.dumps(question), {"Content-Type": "application/json"})
         answer = json.loads(connection.getresponse().read())
+    except (OSError, HTTPException, ValueError) as error:
+        raise StoreError("serve.unreachable", "the server died in its self-test", got=repr(error)) from error
     finally:
         connection.close()
     return {output["name"]: output.get("data") for output in answer.get("outputs", [])} or answer

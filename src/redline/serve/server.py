@@ -8,18 +8,18 @@ import secrets
 import signal
 import socket
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from redline.errors import BadInput, StoreError
 from redline.serve.control import ADMIN_HEADER, Control
 from redline.serve.environment import ServerEnvironment, make_backend_folder, process_environment
+from redline.serve.processes import identity, runs
 from redline.serve.selftest import prove_outputs
 from redline.store import dump, load
-from redline.store.disk import write_file
+from redline.store.disk import guarded, write_file
 
 START_S = 30.0
 """An empty server lives after 0.1 s; loaded machines take longer."""
@@ -38,8 +38,8 @@ class ServerProcess:
     """A running server, as its folder remembers it."""
 
     pid: int
-    created: float
-    """Start time of the process as the system has it: a pid alone may be somebody else's by now."""
+    identity: str
+    """Of its process: a pid alone may be somebody else's by now."""
     http_port: int
     grpc_port: int
     metrics_port: int
@@ -61,6 +61,8 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._known: ServerProcess | None = None
         self._key = secrets.token_hex(16)
+        self._acting = threading.RLock()
+        """A stop waits for a start that is under way in another thread: nothing is left running."""
 
     @property
     def known(self) -> ServerProcess:
@@ -84,11 +86,22 @@ class TritonServer:
         """Start, wait until it lives and prove that outputs come through. What an earlier one left behind is ended first.
 
         `ports` (HTTP, gRPC, metrics) or free ones. Raises BadInput (serve.port, serve.start, serve.empty-outputs) with the
-        last lines of the log.
+        last lines of the log, StoreError if the folder cannot be written.
         """
-        end_stale(self._folder)
-        self._repository.mkdir(parents=True, exist_ok=True)
-        make_backend_folder(self._environment, self._folder / "backends")
+        with self._acting:
+            try:
+                with guarded("write in", self._folder):
+                    self._repository.mkdir(parents=True, exist_ok=True)
+                    make_backend_folder(self._environment, self._folder / "backends")
+                    end_stale(self._folder)
+                    self._start(ports)
+                    prove_outputs(self.control, self._repository, self.known.http_port)
+            except BaseException:
+                self.stop()
+                raise
+            return self.known
+
+    def _start(self, ports: tuple[int, int, int] | None) -> None:
         for attempt in range(ATTEMPTS):
             chosen = ports if ports is not None else free_ports(3)
             if self._launch(chosen):
@@ -97,12 +110,6 @@ class TritonServer:
             if not taken or ports is not None or attempt == ATTEMPTS - 1:
                 code, what = ("serve.port", "a port is taken") if taken else ("serve.start", "the server did not start")
                 raise BadInput(code, what, got=f"{chosen}\n{self.log_tail()}", fix=f"see {self._folder / LOG_FILE}")
-        try:
-            prove_outputs(self.control, self._repository, self.known.http_port)
-        except BaseException:
-            self.stop()
-            raise
-        return self.known
 
     def start_again(self) -> ServerProcess:
         """After a crash, on the same ports if they are still free, so that local clients find it."""
@@ -116,20 +123,24 @@ class TritonServer:
 
     def stop(self) -> None:
         """End it by pid, its stubs with it, and sweep its shared memory. Nothing happens where none runs."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                pass
-            finally:
+        with self._acting:
+            if self._process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(STOP_S)
+            self.kill()
+
+    def kill(self) -> None:
+        """`stop` without a word to it: a server that has lost a model's process takes its whole time to end."""
+        with self._acting:
+            if self._process is not None:
                 _end_group(self._process.pid)
                 self._process.wait()
-        if self._known is not None:
-            sweep(self._known.memory_prefix)
-        (self._folder / PROCESS_FILE).unlink(missing_ok=True)
-        self._process = None
+            if self._known is not None:
+                sweep(self._known.memory_prefix)
+            (self._folder / PROCESS_FILE).unlink(missing_ok=True)
+            self._process = None
 
     def log_tail(self, lines: int = 12) -> str:
         """The end of the log, where the server says why it failed."""
@@ -156,10 +167,9 @@ class TritonServer:
                 )
         except OSError as error:
             raise BadInput("serve.start", "the server cannot be started", got=error, fix="redline serve --install") from error
-        created = psutil.Process(self._process.pid).create_time()
         self._known = ServerProcess(
             pid=self._process.pid,
-            created=created,
+            identity=identity(self._process.pid) or "",
             http_port=ports[0],
             grpc_port=ports[1],
             metrics_port=ports[2],
@@ -219,21 +229,22 @@ def read_process(folder: Path) -> ServerProcess | None:
     """The server that `folder` remembers, if it still runs."""
     try:
         known = load(ServerProcess, (folder / PROCESS_FILE).read_bytes())
-        running = abs(psutil.Process(known.pid).create_time() - known.created) < 1.0
-    except (OSError, StoreError, psutil.Error):
+    except (OSError, StoreError):
         return None
-    return known if running else None
+    return known if runs(known.pid) and identity(known.pid) == known.identity else None
 
 
 def end_stale(folder: Path) -> bool:
-    """End the server that an earlier process of ours left behind in `folder`; whether there was one."""
-    known = read_process(folder)
-    if known is not None:
-        _end_group(known.pid)
+    """End what an earlier process of ours left behind in `folder`; whether a server was still running."""
+    running = read_process(folder) is not None
     with contextlib.suppress(OSError, StoreError):
-        sweep(load(ServerProcess, (folder / PROCESS_FILE).read_bytes()).memory_prefix)
+        known = load(ServerProcess, (folder / PROCESS_FILE).read_bytes())
+        # A dead server's models may live on in its process group, whose number nobody else gets meanwhile.
+        if identity(known.pid) in (None, known.identity):
+            _end_group(known.pid)
+        sweep(known.memory_prefix)
     (folder / PROCESS_FILE).unlink(missing_ok=True)
-    return known is not None
+    return running
 
 
 def sweep(prefix: str) -> tuple[str, ...]:

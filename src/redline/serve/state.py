@@ -9,10 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from redline.errors import BadInput, StoreError
-from redline.records import Objective, ServeSpec, ServiceState
+from redline.records import Objective, Routes, ServeSpec, ServiceState
+from redline.serve.processes import identity, runs
 from redline.store import dump, load
 from redline.store.disk import write_file
 
@@ -21,7 +20,16 @@ SETTINGS, STATE, INFO, EVENTS, LOCK = "settings.json", "state.json", "service.js
 EVENT_BYTES = 4 << 20
 
 EventKind = Literal[
-    "service-started", "service-stopped", "server-died", "server-restarted", "staged", "canary", "withdrawn", "switched", "held"
+    "service-started",
+    "service-stopped",
+    "server-died",
+    "server-restarted",
+    "model-died",
+    "staged",
+    "canary",
+    "withdrawn",
+    "switched",
+    "held",
 ]
 
 
@@ -39,7 +47,8 @@ class ServiceInfo:
     """A running service: who asks for `key` is its owner."""
 
     pid: int
-    created: float
+    identity: str
+    """Of its process: a pid alone may be somebody else's by now."""
     gateway_port: int
     admin_port: int
     http_port: int
@@ -70,11 +79,14 @@ def write_settings(folder: Path, settings: Settings) -> None:
 
 
 def read_settings(folder: Path) -> Settings:
-    """Raises BadInput (serve.no-service) if `folder` is no service."""
+    """Raises BadInput (serve.no-service) if `folder` is no service, StoreError if its settings are damaged."""
+    path = folder / SETTINGS
     try:
-        return load(Settings, (folder / SETTINGS).read_bytes())
+        return load(Settings, path.read_bytes())
     except OSError:
         raise BadInput("serve.no-service", f"no service in {folder}", fix="redline release SPEC makes one") from None
+    except StoreError as error:
+        raise StoreError("serve.settings", f"{path} is damaged", got=error.got, fix="remove it: it is written anew") from error
 
 
 def write_state(folder: Path, state: ServiceState) -> None:
@@ -83,14 +95,21 @@ def write_state(folder: Path, state: ServiceState) -> None:
 
 def read_state(folder: Path, service: str) -> ServiceState:
     """The index; an empty one where nothing was ever released. Raises StoreError if it is damaged."""
-    from redline.records import Routes
-
+    path = folder / STATE
     try:
-        return load(ServiceState, (folder / STATE).read_bytes())
+        return load(ServiceState, path.read_bytes())
     except FileNotFoundError:
         return ServiceState(service=service, routes=Routes(), releases=())
     except OSError as error:
-        raise StoreError("serve.state", f"cannot read {folder / STATE}", got=error.strerror) from error
+        raise StoreError("serve.state", f"cannot read {path}", got=error.strerror) from error
+    except StoreError as error:
+        raise StoreError(
+            "serve.state",
+            f"{path} is damaged: it says which release is served",
+            got=error.got,
+            allowed="what redline wrote; the releases themselves are untouched",
+            fix="move it away, start the service and name the release to serve: redline rollback SPEC --to N",
+        ) from error
 
 
 def write_info(folder: Path, info: ServiceInfo) -> None:
@@ -102,10 +121,9 @@ def read_info(folder: Path) -> ServiceInfo | None:
     """The service that runs in `folder`, if one does."""
     try:
         info = load(ServiceInfo, (folder / INFO).read_bytes())
-        running = abs(psutil.Process(info.pid).create_time() - info.created) < 1.0
-    except (OSError, StoreError, psutil.Error):
+    except (OSError, StoreError):
         return None
-    return info if running else None
+    return info if runs(info.pid) and identity(info.pid) == info.identity else None
 
 
 def last_port(folder: Path) -> int:
@@ -136,6 +154,38 @@ def read_events(folder: Path, last: int = 20) -> tuple[Event, ...]:
         with contextlib.suppress(StoreError):
             found.append(load(Event, line))
     return tuple(found)
+
+
+class Book:
+    """The state of a service in memory and on the disk, and its events. Nothing it does waits for anything but the disk."""
+
+    def __init__(self, folder: Path, service: str) -> None:
+        self.folder = folder
+        self.state = ServiceState(service=service, routes=Routes(), releases=())
+        self._behind = False
+
+    def read(self) -> None:
+        """Raises StoreError."""
+        self.state = read_state(self.folder, self.state.service)
+
+    def write(self, state: ServiceState) -> None:
+        """For what must not hold unless it is on the disk. Raises StoreError, and nothing has changed."""
+        write_state(self.folder, state)
+        self.state, self._behind = state, False
+
+    def keep(self, state: ServiceState) -> None:
+        """For what holds whether or not the disk takes it: a full one must neither keep a bad release nor end a service."""
+        self.state, self._behind = state, True
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write what a full disk did not take."""
+        if self._behind:
+            with contextlib.suppress(StoreError):
+                self.write(self.state)
+
+    def event(self, kind: EventKind, text: str, release: int | None = None, *, lost: int = 0) -> None:
+        append_event(self.folder, Event(at=now(), kind=kind, text=text, release=release, lost=lost))
 
 
 def with_release(state: ServiceState, number: int) -> ServiceState:

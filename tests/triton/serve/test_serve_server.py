@@ -11,6 +11,7 @@ from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 
+import psutil
 import pytest
 import tritonclient.grpc
 
@@ -51,7 +52,7 @@ def test_it_starts_empty_on_loopback_and_stops_clean(own_triton: TritonServer, t
     known = own_triton.start()
     assert own_triton.control.index() == {}
     listening = {
-        c.laddr.ip.removeprefix("::ffff:") for c in module.psutil.Process(known.pid).net_connections() if c.status == "LISTEN"
+        c.laddr.ip.removeprefix("::ffff:") for c in psutil.Process(known.pid).net_connections() if c.status == "LISTEN"
     }
     assert listening == {"127.0.0.1"}
     echo(tmp_path / "repository")
@@ -60,7 +61,7 @@ def test_it_starts_empty_on_loopback_and_stops_clean(own_triton: TritonServer, t
     assert not own_triton.control.ready("echo", 2)
     assert objects(known.memory_prefix)
     own_triton.stop()
-    assert not module.psutil.pid_exists(known.pid)
+    assert not psutil.pid_exists(known.pid)
     assert objects(known.memory_prefix) == []
     assert read_process(tmp_path) is None
 

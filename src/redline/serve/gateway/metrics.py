@@ -77,6 +77,7 @@ class Metrics:
         self._in_flight = self._gauge("redline_in_flight", "Requests that the gateway is answering")
         self._restarts = self._counter("redline_server_restarts", "Restarts of Triton")
         self._lost = self._counter("redline_lost_requests", "Requests lost with Triton")
+        self.lost_requests = 0
         self._switches = Counter("redline_switches", "Changes of the active release", ("service", "cause"), registry=registry)
         for name, value in (("seconds", objective_s), ("rate", rate_per_s), ("error_ratio", error_ratio)):
             self._gauge(f"redline_objective_{name}", "The service's objective").set(value)
@@ -104,6 +105,7 @@ class Metrics:
 
     def lost(self, requests: int = 1) -> None:
         self._lost.inc(requests)
+        self.lost_requests += requests
 
     def restarted(self) -> None:
         self._restarts.inc()
