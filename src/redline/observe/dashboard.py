@@ -194,7 +194,8 @@ def _triton(service: str) -> tuple[Panel, ...]:
         return f"sum by (model) (rate(nv_inference_{name}{models}[$__rate_interval]))"
 
     computing = " + ".join(rate(f"compute_{part}_duration_us") for part in ("input", "infer", "output"))
-    requests, runs = rate("request_success"), rate("exec_count")
+    # What is idle has no mean, and would be a line of NaN.
+    requests, runs = f"({rate('request_success')} > 0)", f"({rate('exec_count')} > 0)"
     return (
         Panel(title="Queue", queries=((f"{rate('queue_duration_us')} / {requests} / 1e6", "{{model}}"),), unit="s", width=6),
         Panel(title="Compute", queries=((f"({computing}) / {requests} / 1e6", "{{model}}"),), unit="s", width=6),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,3 +210,20 @@ def test_all_boxes_may_differ_where_the_policy_says_so() -> None:
     seen = Observation(release=4, seconds=60.0, requests=100, errors=0, slow=0, compared=5000, differing=5000)
     free = replace(POLICY, disagreement_pct=100.0)
     assert decide(seen, OBJECTIVE, free, held_s=60.0, hold_s=60.0).decision == "promote"
+
+
+def test_the_documented_delays_are_the_computed_ones() -> None:
+    """The table of docs/observe.md, row by row."""
+    shares = {
+        "every request 50 ms late": ("slow", 1.0),
+        "30 % slow": ("slow", 0.3),
+        "every request fails": ("errors", 1.0),
+        "20 % fail": ("errors", 0.2),
+        "5 % fail": ("errors", 0.05),
+    }
+    text = (Path(__file__).parents[3] / "docs" / "observe.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| (\d+) \| ([\d.]+) s \| ([\d.]+) s \|$", text, re.MULTILINE)
+    assert len(rows) == 6
+    for name, rate, median, late in rows:
+        chances = chance_of_rollback(*shares[name], int(rate), 20.0)
+        assert (LOOKS_S[(chances > 0.5).argmax()], LOOKS_S[(chances > 0.99).argmax()]) == (float(median), float(late)), name
