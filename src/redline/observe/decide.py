@@ -22,6 +22,8 @@ one stall of the machine for a second are no fault of the release, and too few a
 BOXES_PER_EVENT = 14.0
 """Boxes of one image stand and fall together, so that an image is one event: Kish's design effect 1 + (m - 1) rho (Survey
 Sampling, 1965) with rho = 1, for the m = 14 boxes that two answers to an image of COCO's 7.3 objects have."""
+RECENT_S = 10.0
+"""The window that callers should give as `recent`: it holds the evidence against a release that turns bad late in its hold."""
 ENOUGH_REQUESTS = 72
 """Fewest requests whose order statistics give a P95 a two-sided 95 % interval: 0.95 ** n <= 0.025."""
 
@@ -61,16 +63,26 @@ class _Rule:
         )
 
 
-def decide(observation: Observation, objective: Objective, policy: ServeSpec, *, held_s: float, hold_s: float) -> Action:
+def decide(
+    observation: Observation,
+    objective: Objective,
+    policy: ServeSpec,
+    *,
+    held_s: float,
+    hold_s: float,
+    recent: Observation | None = None,
+) -> Action:
     """What to do with a release that has been on probation for `held_s` of `hold_s` seconds.
 
-    `observation` has the counts since the probation began; it may be asked for as often as one likes while they grow.
+    `observation` has the counts since the probation began; it may be asked for as often as one likes while they grow. `recent`
+    has those of the last `RECENT_S` seconds, judged alike: a past without fault must not hide that a release has turned bad.
 
     rollback: a lower bound of the share of slow requests (over the objective's P95), of errors, or of differing boxes lies
     above what is allowed (5 %, `policy.error_pct`, `policy.disagreement_pct`). The bound is that of `log_evidence`, which holds
     at all looks at once: a release at the very edge is rolled back with a chance of at most `ALPHA` for each of the three,
-    however often it is judged. Counts are divided first by how many of them stand and fall together (`EVENTS_PER_S`,
-    `BOXES_PER_EVENT`); errors are not, as a burst of them is what must end a release at once.
+    however often it is judged; `recent` slides, so the bound is not its own: simulated, it adds a fifth of that. Counts are
+    divided first by how many of them stand and fall together (`EVENTS_PER_S`, `BOXES_PER_EVENT`); errors are not, as a burst
+    of them is what must end a release at once.
 
     promote: the hold is over, at least `ENOUGH_REQUESTS` were answered, and none of the three shares is above what is allowed.
 
@@ -79,7 +91,14 @@ def decide(observation: Observation, objective: Objective, policy: ServeSpec, *,
     """
     rules = _rules(observation, objective, policy)
     slow, failed, _ = rules
-    decision, reason = _judge(rules, observation, held_s, hold_s)
+    breaches = [rule.proof() for rule in rules if rule.breached]
+    if recent is not None and not breaches:
+        within = f"in the last {recent.seconds:.0f} s "
+        breaches = [within + rule.proof() for rule in _rules(recent, objective, policy) if rule.breached]
+    decision: Decision = "rollback"
+    reason = "; ".join(breaches)
+    if not breaches:
+        decision, reason = _judge(rules, observation, held_s, hold_s)
     return Action(decision=decision, reason=reason, burn_latency=slow.burn, burn_errors=failed.burn)
 
 
@@ -143,9 +162,6 @@ def _rules(seen: Observation, objective: Objective, policy: ServeSpec) -> tuple[
 
 
 def _judge(rules: tuple[_Rule, ...], seen: Observation, held_s: float, hold_s: float) -> tuple[Decision, str]:
-    breaches = [rule.proof() for rule in rules if rule.breached]
-    if breaches:
-        return "rollback", "; ".join(breaches)
     told = "; ".join(rule.text() for rule in rules if rule.trials) or "no requests"
     if held_s < hold_s:
         return "hold", f"{max(hold_s - held_s, 0):.0f} s of probation left: {told}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
 from redline.observe.burn import LIVE_S, Burn, burn
-from redline.observe.decide import decide
+from redline.observe.decide import RECENT_S, decide
 from redline.observe.gateway import Promise, bucket_counts, observation, promise_of, quantile_s, releases_in, roles_of
 from redline.observe.ledger import Increase, Ledger, Moment
 from redline.observe.scrape import Scrape
@@ -184,7 +184,10 @@ class Watcher:
             return state
         release, _, mark = self._subject
         judged = observation(self._gateway.since(mark), release, promise.objective)
-        action = decide(judged, promise.objective, policy, held_s=judged.seconds, hold_s=policy.hold_s)
+        newest = self._gateway.over(RECENT_S)
+        recent = observation(newest, release, promise.objective) if newest.seconds < judged.seconds else None
+        held_s, hold_s = judged.seconds, policy.hold_s
+        action = decide(judged, promise.objective, policy, held_s=held_s, hold_s=hold_s, recent=recent)
         return replace(state, judged=judged, action=action)
 
     def _release(self, number: int, whole: Increase, short: Increase) -> ReleaseView:
