@@ -22,14 +22,14 @@ from redline.records.serve import Role
 from redline.serve.gateway.body import Body, Buffer, read_body
 from redline.serve.gateway.connection import ConnectionServer, error_response
 from redline.serve.gateway.health import Health
-from redline.serve.gateway.infer_answer import Answer, client_answer, detections_json, found_in
+from redline.serve.gateway.infer_answer import Answer, Found, client_answer, detections_json, found_in
 from redline.serve.gateway.infer_request import InferRequest, one_image, read_request
 from redline.serve.gateway.limits import Limits, ModelLimits, ReleaseLimits
 from redline.serve.gateway.metrics import Entry, Metrics
 from redline.serve.gateway.refusal import Refused
 from redline.serve.gateway.routing import Route, Router, RouteTable
 from redline.serve.gateway.shadow import Shadows
-from redline.serve.gateway.upstream import LENGTH, Address, LostRequest, Upstream
+from redline.serve.gateway.upstream import LENGTH, Address, LostRequest, Upstream, unavailable
 from redline.serve.names import model_name, stable_name
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -215,11 +215,11 @@ class Gateway:
         return await self._page_model(call, entry, number, ready=action == "ready")
 
     async def _detect(self, request: web.BaseRequest, call: _Call) -> web.Response:
-        _, answer, release = await self._ask(request, call, "bytes", None, one_image)
+        _, answer, served = await self._ask(request, call, "bytes", None, one_image)
         found = found_in(answer)[0]
         if found.error:
             raise Refused(400, "model-refused", found.error, fix="send another image")
-        return self._response(call, detections_json(found, self.releases[release].classes, release, call.id), JSON)
+        return self._response(call, detections_json(found, served.classes, served.release, call.id), JSON)
 
     async def _infer(self, request: web.BaseRequest, call: _Call, entry: Entry, version: int | None) -> web.Response:
         lengths = request.headers.getall(LENGTH, [])
@@ -232,7 +232,7 @@ class Gateway:
 
     async def _ask(
         self, request: web.BaseRequest, call: _Call, entry: Entry, version: int | None, judge: Judge
-    ) -> tuple[InferRequest, Answer, int]:
+    ) -> tuple[InferRequest, Answer, ReleaseLimits]:
         """Read, route, judge and send on one request."""
         call.entry = entry
         if self._answering > self.limits.in_flight:
@@ -244,13 +244,14 @@ class Gateway:
             call.started_s = time.perf_counter()
             route = self._router.pick(version)
             call.release = route.release
-            sound = judge(body, self._model(route.release, entry))
+            served = self._limits_of(route.release)
+            sound = judge(body, served.model(ROLES[entry]))
             answer = await self._infer_at(route.release, entry, sound)
         finally:
             self._buffer.give(body.size)
         if route.shadow is not None:
             call.after = partial(self._shadow, route, entry, body, judge, answer)
-        return sound, answer, route.release
+        return sound, answer, served
 
     async def _infer_at(self, release: int, entry: Entry, sound: InferRequest) -> Answer:
         self._in_flight[release] += 1
@@ -263,19 +264,21 @@ class Gateway:
         assert route.shadow is not None
         assert route.on_trial is not None
         try:
-            sound = judge(body, self._model(route.shadow, entry))
+            first = found_in(answer)
+            sound = judge(body, self._limits_of(route.shadow).model(ROLES[entry]))
         except Refused:  # a batch or a size that only one of the two takes
             self.metrics.skipped(route.on_trial)
             return
-        self._shadows.start(route.on_trial, answer, partial(self._infer_at, route.shadow, entry, sound))
 
-    def _model(self, release: int, entry: Entry) -> ModelLimits:
-        limits = self.releases.get(release)
-        if limits is None:
-            raise Refused(
-                503, "release-unavailable", "the release is not loaded just now", fix="send it again", retry_after_s=1
-            )
-        return limits.entry if entry == "bytes" else limits.tensor
+        async def ask(release: int = route.shadow) -> list[Found]:
+            return found_in(await self._infer_at(release, entry, sound))
+
+        self._shadows.start(route.on_trial, first, ask)
+
+    def _limits_of(self, release: int) -> ReleaseLimits:
+        if (found := self.releases.get(release)) is None:
+            raise unavailable()
+        return found
 
     async def _page_health(self, call: _Call) -> web.Response:
         reason = await self._health.reason()
@@ -308,7 +311,7 @@ class Gateway:
             return self._ready(call, await self._health.model_reason(model, release))
         status, body = await self._upstream.get(f"/v2/models/{model}/versions/{release}")
         if status != 200:
-            raise Refused(503, "release-unavailable", "the release is not loaded just now", fix="ask again", retry_after_s=1)
+            raise unavailable()
         call.release = release
         return self._response(call, body, JSON)
 

@@ -4,8 +4,9 @@ that closes its sending side still gets an answer."""
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
@@ -13,20 +14,28 @@ from redline.serve.gateway.refusal import Refused
 
 
 class Connection(RequestHandler):
-    __slots__ = ()
+    __slots__ = ("_last",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._last: StreamReader | None = None
+        """Body of the request that came last: the only one that may be incomplete."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages:
+            self._last = self._messages[-1][1]
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Half-closed by the client. aiohttp would drop the connection, and with it answers that are still due."""
-        current = self._current_request
-        due = [payload for _, payload in self._messages]
-        if current is None and not due:
+        idle = self._waiter is not None and not self._waiter.done()
+        if self._last is None or idle:
             return None
         self.close()  # after the answers that are due
-        for payload in (*due, *(() if current is None else (current.content,))):
-            if not payload.is_eof():
-                what = "the sending side was closed before the end of the body"
-                payload.set_exception(Refused(400, "body-incomplete", what, close=True))
-                payload.feed_eof()
+        if not self._last.is_eof():
+            what = "the sending side was closed before the end of the body"
+            self._last.set_exception(Refused(400, "body-incomplete", what, close=True))
+            self._last.feed_eof()
         return True
 
     def handle_error(

@@ -59,20 +59,22 @@ class Found:
     error: str
 
 
-def read_answer(header_length: str | None, body: bytes) -> Answer:
-    """Triton's answer to a request for binary outputs. Raises Refused 502 for anything else."""
+def read_answer(header_length: str | None, body: bytes, batch: int) -> Answer:
+    """Triton's answer to a request of `batch` images for binary outputs. Raises Refused 502 for anything else."""
     try:
         length = int(header_length or "")
         model, version, places = _layout(body[:length])
     except (ValueError, KeyError, TypeError) as error:
-        raise _garbage("the server's answer cannot be read") from error
+        raise garbage("the server's answer cannot be read") from error
     data = memoryview(body)[length:]
     if length <= 0 or sum(place.size for place in places) != len(data):
-        raise _garbage("the server's answer is not as long as it says")
+        raise garbage("the server's answer is not as long as it says")
+    if not all(place.shape[:1] == (batch,) for place in places):
+        raise garbage("the server answered for another number of images")
     answer = Answer(model=model, version=version, places=places, data=data)
     for place in places:
         if place.datatype == "FP32" and not np.isfinite(answer.array(place.name)).all():
-            raise _garbage(f"the release answered with numbers that are not finite, in {place.name}", "answer-not-finite")
+            raise garbage(f"the release answered with numbers that are not finite, in {place.name}", "answer-not-finite")
     return answer
 
 
@@ -106,7 +108,7 @@ def found_in(answer: Answer) -> list[Found]:
                 raise ValueError("shapes")
             found.append(Found(boxes=rows[0], scores=rows[1], labels=rows[2], error=errors[index]))
     except (StopIteration, ValueError, IndexError, KeyError) as error:
-        raise _garbage("the server's answer does not hold detections") from error
+        raise garbage("the server's answer does not hold detections") from error
     return found
 
 
@@ -142,7 +144,7 @@ def client_answer(answer: Answer, wanted: Sequence[WantedOutput], identity: str 
     data: list[memoryview] = []
     for output in wanted:
         if (place := places.get(output.name)) is None:
-            raise _garbage(f"the server's answer lacks {output.name}")
+            raise garbage(f"the server's answer lacks {output.name}")
         fields: dict[str, Any] = {"name": place.name, "datatype": place.datatype, "shape": place.shape}
         if output.binary:
             fields["parameters"] = {"binary_data_size": place.size}
@@ -166,11 +168,12 @@ def _texts(answer: Answer, name: str) -> list[str]:
     while at < len(raw):
         size = int.from_bytes(raw[at : at + 4], "little")
         if at + 4 + size > len(raw):
-            raise _garbage(f"the server's answer has a broken text in {name}")
+            raise garbage(f"the server's answer has a broken text in {name}")
         found.append(bytes(raw[at + 4 : at + 4 + size]).decode("utf-8", "replace"))
         at += 4 + size
     return found
 
 
-def _garbage(what: str, code: str = "upstream-garbage") -> Refused:
+def garbage(what: str, code: str = "upstream-garbage") -> Refused:
+    """An answer of Triton's that cannot be believed: 502."""
     return Refused(502, code, what, fix="tell whoever runs this service")

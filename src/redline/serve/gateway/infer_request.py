@@ -147,8 +147,6 @@ def _inputs(
             converted.extend(body.views(start, size))
             start += size
         normal[name] = {"name": name, "datatype": tensor.datatype, "shape": shape, "parameters": {"binary_data_size": size}}
-    if start != body.size:
-        raise bad("binary-size", "there are bytes that belong to no input", got=f"{body.size - start:,} bytes too many")
     if missing := [name for name in known if name not in normal]:
         raise bad(
             "input-missing",
@@ -157,6 +155,8 @@ def _inputs(
             allowed=f"all of {list(known)}",
             fix=f"add {missing[0]}",
         )
+    if start != body.size:
+        raise bad("binary-size", "there are bytes that belong to no input", got=f"{body.size - start:,} bytes too many")
     batches = {fields["shape"][0] for fields in normal.values()}
     if len(batches) > 1:
         raise bad("batch-differs", "all inputs must have the same first dimension", got=sorted(batches))

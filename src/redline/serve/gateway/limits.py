@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from redline.records import Release
+from redline.records.serve import Role
 from redline.serve.names import DETECTIONS, IMAGE, IMAGES, PLACEMENT, PLACEMENT_NUMBERS
 from redline.serve.shapes import image_dims
 
@@ -68,6 +69,9 @@ class ReleaseLimits:
     """Name of each label; "" or beyond the end: no name."""
     entry: ModelLimits
     tensor: ModelLimits
+
+    def model(self, role: Role) -> ModelLimits:
+        return self.entry if role == "entry" else self.tensor
 
 
 def limits_of(release: Release) -> ReleaseLimits:

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from redline.serve.gateway.infer_answer import Found, found_in
+from redline.serve.gateway.infer_answer import Found
 from redline.serve.gateway.refusal import Refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from redline.serve.gateway.infer_answer import Answer
 
 LEAST_SCORE = 0.3
 """Boxes that a user would see; weaker ones come and go with every rounding."""
@@ -58,7 +56,7 @@ class Shadows:
         self._skipped = skipped
         self._running: set[asyncio.Task[None]] = set()
 
-    def start(self, release: int, first: Answer, ask: Callable[[], Awaitable[Answer]]) -> None:
+    def start(self, release: int, first: Sequence[Found], ask: Callable[[], Awaitable[Sequence[Found]]]) -> None:
         """Compare `first` with the answer that `ask` will get; `release` is the one on trial. Returns at once."""
         if len(self._running) >= self._limit:
             self._skipped(release)
@@ -77,16 +75,14 @@ class Shadows:
         """Until the comparisons of now are done."""
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _run(self, release: int, first: Answer, ask: Callable[[], Awaitable[Answer]]) -> None:
-        mine = found_in(first)
+    async def _run(self, release: int, first: Sequence[Found], ask: Callable[[], Awaitable[Sequence[Found]]]) -> None:
         try:
-            theirs = found_in(await ask())
-            same, differing = compare(mine, theirs)
+            same, differing = compare(first, await ask())
         except Refused as refused:
             if refused.code in TRANSIENT:
                 self._skipped(release)
                 return
-            same, differing = 0, alone(mine)
+            same, differing = 0, alone(first)
         self._compared(release, same, differing)
 
 

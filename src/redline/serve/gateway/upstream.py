@@ -12,7 +12,7 @@ from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from redline.serve.gateway.body import Piece
-from redline.serve.gateway.infer_answer import Answer, read_answer
+from redline.serve.gateway.infer_answer import Answer, garbage, read_answer
 from redline.serve.gateway.infer_request import InferRequest
 from redline.serve.gateway.limits import Limits
 from redline.serve.gateway.refusal import Refused, clean
@@ -68,25 +68,29 @@ class Upstream:
         body = Pieces((request.header, *request.pieces) if request.header else request.pieces)
         url = self._url(f"/v2/models/{model}/versions/{version}/infer")
         try:
-            async with self._open().post(url, data=body, headers=headers, timeout=self._timeout) as response:
+            async with self._open().post(
+                url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
+            ) as response:
                 answer = await response.read()
                 status, length = response.status, response.headers.get(LENGTH)
         except asyncio.TimeoutError as error:
             raise _late(self._limits) from error
         except aiohttp.ClientConnectorError as error:
             raise _down("the server cannot be reached") from error
+        except aiohttp.ClientResponseError as error:
+            raise garbage("the server's answer is not HTTP") from error
         except (aiohttp.ClientError, OSError) as error:
             raise LostRequest(
                 503, "server-lost", "the server went away with this request", fix="send it again", retry_after_s=RETRY_S
             ) from error
         if status != 200:
             raise failure(status, answer)
-        return read_answer(length, answer)
+        return read_answer(length, answer, request.batch)
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body of a question that costs Triton nothing. Raises Refused 503."""
         try:
-            async with self._open().get(self._url(path), timeout=self._probe) as response:
+            async with self._open().get(self._url(path), timeout=self._probe, allow_redirects=False) as response:
                 return response.status, await response.read()
         except asyncio.TimeoutError as error:
             raise _down(f"the server did not answer within {self._limits.probe_s:g} s") from error
@@ -128,10 +132,15 @@ def failure(status: int, body: bytes) -> Refused:
     if "timeout" in text.lower() and status in (408, 503, 504):
         return Refused(504, "queue-timeout", "the request waited too long for its turn", fix="send it again later")
     if status in (404, 503):
-        return Refused(
-            503, "release-unavailable", "the release is not loaded just now", fix="send it again", retry_after_s=RETRY_S
-        )
+        return unavailable()
     return Refused(502, "model-failed", "the release failed on this request", fix="tell whoever runs this service")
+
+
+def unavailable() -> Refused:
+    """A release that the routes name and Triton has not (yet, or any more)."""
+    return Refused(
+        503, "release-unavailable", "the release is not loaded just now", fix="send it again later", retry_after_s=RETRY_S
+    )
 
 
 def _down(what: str) -> Refused:
