@@ -57,7 +57,8 @@ class Reply:
 
     @property
     def code(self) -> str:
-        return str(self.json["error"]["code"])
+        """Of the error, in either of its two forms."""
+        return str(self.json.get("reason", self.json["error"])["code"])
 
 
 Answer = Callable[[Asked], Awaitable[bytes | None]]

@@ -270,3 +270,8 @@ def test_a_body_in_pieces_reads_like_one_in_one_piece(data: bytes, cut: int, sta
     body = Body([data[at : at + cut] for at in range(0, len(data), cut)])
     assert body.size == len(data)
     assert body.read(start, count) == data[start : start + count]
+
+
+def test_more_bytes_than_the_shape_needs_are_refused_even_if_announced() -> None:
+    inputs = [images(parameters={"binary_data_size": IMAGES.nbytes + 4}), placement()]
+    assert code({"inputs": inputs}, IMAGES.tobytes() + bytes(4), entry=False) == "binary-size"

@@ -175,7 +175,7 @@ class Gateway:
             if isinstance(refused, LostRequest):
                 self.metrics.lost()
             code = refused.status
-            return error_response(refused, call.id)
+            return error_response(refused, call.id, kserve=request.rel_url.raw_path.startswith("/v2/"))
         finally:
             self._answering -= 1
             if call.entry is not None:

@@ -59,10 +59,10 @@ class ConnectionServer(web.Server):
         return Connection(self, loop=self._loop, **self._kwargs)
 
 
-def error_response(refused: Refused, request_id: str) -> web.Response:
+def error_response(refused: Refused, request_id: str, *, kserve: bool = False) -> web.Response:
     response = web.Response(
         status=refused.status,
-        body=refused.body(request_id),
+        body=refused.body(request_id, kserve=kserve),
         headers={**refused.headers(), "X-Request-Id": request_id, "Server": "redline"},
         content_type="application/json",
     )

@@ -41,11 +41,18 @@ class Refused(RedlineError):
         self.close = close
         """The connection cannot be used again: unread bytes of this request may still come."""
 
-    def body(self, request_id: str) -> bytes:
-        """{"error": {"code", "what", "got", "allowed", "fix"}, "request_id"}; absent fields are left out."""
+    def body(self, request_id: str, *, kserve: bool) -> bytes:
+        """{"error": {"code", "what", "got", "allowed", "fix"}, "request_id"}; absent fields are left out.
+
+        `kserve`: the error as a text, as KServe v2 has it and its clients need it, and the fields under "reason".
+        """
         fields = {"code": self.code, "what": self.what, "got": self.got, "allowed": self.allowed, "fix": self.fix}
-        error = {name: _short(value) for name, value in fields.items() if value is not None}
-        return json.dumps({"error": error, "request_id": request_id}).encode()
+        reason = {name: _short(value) for name, value in fields.items() if value is not None}
+        if not kserve:
+            return json.dumps({"error": reason, "request_id": request_id}).encode()
+        details = "; ".join(f"{name}: {text}" for name, text in reason.items() if name not in ("code", "what"))
+        text = f"{reason['what']} ({details})" if details else reason["what"]
+        return json.dumps({"error": text, "reason": reason, "request_id": request_id}).encode()
 
     def headers(self) -> dict[str, str]:
         found = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
