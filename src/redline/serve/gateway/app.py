@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -51,7 +51,7 @@ class _Call:
 
     def __init__(self, request: web.BaseRequest) -> None:
         given = request.headers.get("X-Request-Id", "")
-        self.id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.id = given if REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         self.entry: Entry | None = None
         """None: not a request for detections, so not counted."""
         self.release: int | None = None

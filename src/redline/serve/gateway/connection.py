@@ -3,7 +3,7 @@ that closes its sending side still gets an answer."""
 
 from __future__ import annotations
 
-import uuid
+import os
 from typing import Any
 
 from aiohttp import StreamReader, web
@@ -49,7 +49,7 @@ class Connection(RequestHandler):
             refused = Refused(500, "gateway-fault", "the gateway failed on this request", close=True)
         if request.writer.output_size > 0:
             raise ConnectionError("an answer was begun already")
-        return error_response(refused, uuid.uuid4().hex)
+        return error_response(refused, os.urandom(16).hex())
 
 
 class ConnectionServer(web.Server):

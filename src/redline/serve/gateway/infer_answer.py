@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from redline.serve.gateway.refusal import Refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+ROW_START = b',{"box":['
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +41,7 @@ class Answer:
 
     model: str
     version: str
-    places: tuple[OutputPlace, ...]
+    places: Mapping[str, OutputPlace]
     data: memoryview
 
     def raw(self, place: OutputPlace) -> memoryview:
@@ -45,7 +49,7 @@ class Answer:
 
     def array(self, name: str) -> NDArray[Any]:
         """(batch, ...) view of a numeric output."""
-        place = next(place for place in self.places if place.name == name)
+        place = self.places[name]
         return np.frombuffer(self.raw(place), DTYPES[place.datatype]).reshape(place.shape)
 
 
@@ -67,31 +71,34 @@ def read_answer(header_length: str | None, body: bytes, batch: int) -> Answer:
     except (ValueError, KeyError, TypeError) as error:
         raise garbage("the server's answer cannot be read") from error
     data = memoryview(body)[length:]
-    if length <= 0 or sum(place.size for place in places) != len(data):
+    if length <= 0 or sum(place.size for place in places.values()) != len(data):
         raise garbage("the server's answer is not as long as it says")
-    if not all(place.shape[:1] == (batch,) for place in places):
+    if not all(place.shape[:1] == (batch,) for place in places.values()):
         raise garbage("the server answered for another number of images")
     answer = Answer(model=model, version=version, places=places, data=data)
-    for place in places:
+    for place in places.values():
         if place.datatype == "FP32" and not np.isfinite(answer.array(place.name)).all():
             raise garbage(f"the release answered with numbers that are not finite, in {place.name}", "answer-not-finite")
     return answer
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(header: bytes) -> tuple[str, str, tuple[OutputPlace, ...]]:
+def _layout(header: bytes) -> tuple[str, str, Mapping[str, OutputPlace]]:
     """A header is the same for all requests of one shape, so it is parsed once."""
     fields = json.loads(header)
-    places, start = [], 0
+    places: dict[str, OutputPlace] = {}
+    start = 0
     for output in fields["outputs"]:
         size, shape, datatype = output["parameters"]["binary_data_size"], tuple(output["shape"]), output["datatype"]
         if type(size) is not int or size < 0 or not all(type(side) is int and side > 0 for side in shape):
             raise ValueError(output["name"])
         if datatype != "BYTES" and size != math.prod(shape) * np.dtype(DTYPES[datatype]).itemsize:
             raise ValueError(output["name"])
-        places.append(OutputPlace(name=output["name"], datatype=datatype, shape=shape, start=start, size=size))
+        if output["name"] in places:
+            raise ValueError(output["name"])
+        places[output["name"]] = OutputPlace(name=output["name"], datatype=datatype, shape=shape, start=start, size=size)
         start += size
-    return fields["model_name"], fields["model_version"], tuple(places)
+    return fields["model_name"], fields["model_version"], MappingProxyType(places)
 
 
 def found_in(answer: Answer) -> list[Found]:
@@ -107,7 +114,7 @@ def found_in(answer: Answer) -> list[Found]:
             if rows[0].shape != (count, 4) or rows[2].shape != (count,):
                 raise ValueError("shapes")
             found.append(Found(boxes=rows[0], scores=rows[1], labels=rows[2], error=errors[index]))
-    except (StopIteration, ValueError, IndexError, KeyError) as error:
+    except (ValueError, IndexError, KeyError) as error:
         raise garbage("the server's answer does not hold detections") from error
     return found
 
@@ -117,15 +124,14 @@ def detections_json(found: Found, classes: tuple[str, ...], release: int, reques
     head = to_json({"request_id": request_id, "release": release, "detections": []})
     if not len(found.scores):
         return head
-    # Numbers are written a column at a time and rows joined as text: half the time of 300 dictionaries, all of it on the loop.
-    boxes = to_json(found.boxes.tolist())[2:-2].split(b"],[")
-    scores = to_json(found.scores.tolist())[1:-1].split(b",")
+    # Numbers are written a column at a time and joined as text: a third of the time of 300 dictionaries, all of it on the loop.
     ends, known = _row_ends(classes), len(classes)
-    rows = [
-        b'{"box":[%b],"score":%b%b' % (box, score, ends[label] if 0 <= label < known else _row_end(label, ""))
-        for box, score, label in zip(boxes, scores, found.labels.tolist(), strict=True)
-    ]
-    return b"%b%b]}" % (head[:-2], b",".join(rows))
+    parts = [b'],"score":'] * (4 * len(found.scores))
+    parts[0::4] = to_json(found.boxes.tolist())[2:-2].split(b"],[")
+    parts[2::4] = to_json(found.scores.tolist())[1:-1].split(b",")
+    parts[3::4] = [ends[label] if 0 <= label < known else _row_end(label, "") for label in found.labels.tolist()]
+    parts[-1] = parts[-1].removesuffix(ROW_START)
+    return b"".join((head[:-2], ROW_START[1:], *parts, b"]}"))
 
 
 @functools.lru_cache(maxsize=16)
@@ -134,16 +140,16 @@ def _row_ends(classes: tuple[str, ...]) -> tuple[bytes, ...]:
 
 
 def _row_end(label: int, name: str) -> bytes:
-    return b',"label":%d,"name":%b}' % (label, to_json(name))
+    """What follows a row's score, up to where the next row's box begins."""
+    return b',"label":%d,"name":%b}%b' % (label, to_json(name), ROW_START)
 
 
 def client_answer(answer: Answer, wanted: Sequence[WantedOutput], identity: str | None) -> tuple[bytes, int | None]:
     """Body of a KServe v2 answer, and the length of its JSON part if binary data follow it. Raises Refused 502."""
-    places = {place.name: place for place in answer.places}
     outputs: list[dict[str, Any]] = []
     data: list[memoryview] = []
     for output in wanted:
-        if (place := places.get(output.name)) is None:
+        if (place := answer.places.get(output.name)) is None:
             raise garbage(f"the server's answer lacks {output.name}")
         fields: dict[str, Any] = {"name": place.name, "datatype": place.datatype, "shape": place.shape}
         if output.binary:
@@ -163,7 +169,7 @@ def client_answer(answer: Answer, wanted: Sequence[WantedOutput], identity: str 
 
 def _texts(answer: Answer, name: str) -> list[str]:
     """Elements of a BYTES output; they are texts in all outputs of ours."""
-    raw = answer.raw(next(place for place in answer.places if place.name == name))
+    raw = answer.raw(answer.places[name])
     found, at = [], 0
     while at < len(raw):
         size = int.from_bytes(raw[at : at + 4], "little")
