@@ -110,7 +110,7 @@ def test_connections_to_the_server_are_kept_and_given_up_when_asked() -> None:
         for _ in range(5):
             assert (await case.detect()).status == 200
         assert case.triton.connections == 1
-        await case.gateway.disconnect()
+        case.gateway.disconnect()
         assert (await case.detect()).status == 200
         assert case.triton.connections == 2
 

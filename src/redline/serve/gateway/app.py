@@ -134,7 +134,7 @@ class Gateway:
             await self._runner.cleanup()
             self._runner = None
         await self._shadows.close()
-        await self._upstream.close()
+        self._upstream.close()
 
     @property
     def answering(self) -> int:
@@ -145,11 +145,11 @@ class Gateway:
         """Requests, shadows included, that wait for an answer of `release`."""
         return self._in_flight[release]
 
-    async def disconnect(self) -> None:
-        """Close the kept connections to Triton, which waits 30 s for them when it is asked to stop. Requests in flight are
-        lost: wait for `drained` first. The next request connects anew.
+    def disconnect(self) -> None:
+        """Close the kept connections to Triton, which waits 30 s for them when it is asked to stop. Those in use are closed
+        after their answer; the next request connects anew.
         """
-        await self._upstream.close()
+        self._upstream.close()
 
     async def drained(self, release: int, seconds: float) -> bool:
         """Whether, within `seconds`, no request waits for `release`: only then may it be unloaded."""

@@ -63,10 +63,10 @@ class Found:
     error: str
 
 
-def read_answer(header_length: str | None, body: bytes, batch: int) -> Answer:
+def read_answer(header_length: bytes | None, body: bytes, batch: int) -> Answer:
     """Triton's answer to a request of `batch` images for binary outputs. Raises Refused 502 for anything else."""
     try:
-        length = int(header_length or "")
+        length = int(header_length or b"")
         model, version, places = _layout(body[:length])
     except (ValueError, KeyError, TypeError) as error:
         raise garbage("the server's answer cannot be read") from error

@@ -1,25 +1,22 @@
-"""The way to Triton: a keep-alive pool, one normal form of request, and its failures as what a client may see."""
+"""The way to Triton: one normal form of request, and its failures as what a client may see."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Sequence
-from types import MappingProxyType
 
-import aiohttp
-from aiohttp.abc import AbstractStreamWriter
-from yarl import URL
-
-from redline.serve.gateway.body import Piece
 from redline.serve.gateway.infer_answer import Answer, garbage, read_answer
 from redline.serve.gateway.infer_request import InferRequest
 from redline.serve.gateway.limits import Limits
+from redline.serve.gateway.link import LinkDown, LinkError, LinkGarbage, LinkLate, LinkLost, Links
 from redline.serve.gateway.refusal import Refused, clean
 
 LENGTH = "Inference-Header-Content-Length"
-BINARY = MappingProxyType({"Content-Type": "application/octet-stream"})
-"""Of every request to Triton, whatever the client said: 2.51 dies of 4.3 MB as a form, the default type of curl."""
+INFER = (
+    b"POST /v2/models/%b/versions/%d/infer HTTP/1.1\r\nHost: triton\r\nContent-Type: application/octet-stream\r\n"
+    b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n"
+)
+"""The content type is the same whatever the client said: 2.51 dies of 4.3 MB as a form, the default type of curl."""
+GET = b"GET %b HTTP/1.1\r\nHost: triton\r\n\r\n"
 RETRY_S = 1
 
 
@@ -37,85 +34,52 @@ class LostRequest(Refused):
     """The connection broke after the request was sent: Triton may have died with it."""
 
 
-class Pieces(aiohttp.Payload):
-    """A body written piece by piece."""
-
-    def __init__(self, pieces: Sequence[Piece]) -> None:
-        super().__init__(pieces, content_type="application/octet-stream")
-        self._size = sum(len(piece) for piece in pieces)
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        for piece in self._value:
-            await writer.write(piece)
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return b"".join(self._value).decode(encoding, errors)
-
-
 class Upstream:
     """Asks Triton. One per event loop; `close` when done."""
 
     def __init__(self, address: Address, limits: Limits) -> None:
         self.address = address
         self._limits = limits
-        self._timeout = aiohttp.ClientTimeout(total=limits.answer_s, sock_connect=limits.connect_s)
-        self._probe = aiohttp.ClientTimeout(total=limits.probe_s)
-        self._session: aiohttp.ClientSession | None = None
+        self._links = Links(limits.connect_s)
 
     async def infer(self, model: str, version: int, request: InferRequest) -> Answer:
         """Raises Refused: 400 as the model says, 502, 503 (down, lost, full, not loaded), 504."""
-        headers = {**BINARY, LENGTH: str(len(request.header))}
-        body = Pieces((request.header, *request.pieces) if request.header else request.pieces)
-        url = self._url(f"/v2/models/{model}/versions/{version}/infer")
+        pieces = (request.header, *request.pieces) if request.header else request.pieces
+        size = sum(len(piece) for piece in pieces)
+        head = INFER % (model.encode(), version, len(request.header), size)
         try:
-            async with self._open().post(
-                url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
-            ) as response:
-                answer = await response.read()
-                status, length = response.status, response.headers.get(LENGTH)
-        except asyncio.TimeoutError as error:
+            answered = await self._links.exchange(*self._place(), head, pieces, self._limits.answer_s)
+        except LinkLate as error:
             raise _late(self._limits) from error
-        except aiohttp.ClientConnectorError as error:
+        except LinkDown as error:
             raise _down("the server cannot be reached") from error
-        except aiohttp.ClientResponseError as error:
-            raise garbage("the server's answer is not HTTP") from error
-        except (aiohttp.ClientError, OSError) as error:
+        except LinkGarbage as error:
+            raise garbage("the server's answer cannot be read") from error
+        except LinkLost as error:
             raise LostRequest(
                 503, "server-lost", "the server went away with this request", fix="send it again", retry_after_s=RETRY_S
             ) from error
-        if status != 200:
-            raise failure(status, answer)
-        return read_answer(length, answer, request.batch)
+        if answered.status != 200:
+            raise failure(answered.status, answered.body)
+        return read_answer(answered.headers.get(LENGTH.lower().encode()), answered.body, request.batch)
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body of a question that costs Triton nothing. Raises Refused 503."""
         try:
-            async with self._open().get(self._url(path), timeout=self._probe, allow_redirects=False) as response:
-                return response.status, await response.read()
-        except asyncio.TimeoutError as error:
+            answered = await self._links.exchange(*self._place(), GET % path.encode(), (), self._limits.probe_s)
+        except LinkLate as error:
             raise _down(f"the server did not answer within {self._limits.probe_s:g} s") from error
-        except (aiohttp.ClientError, OSError) as error:
+        except LinkError as error:
             raise _down("the server cannot be reached") from error
+        return answered.status, answered.body
 
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+    def close(self) -> None:
+        self._links.close()
 
-    def _url(self, path: str) -> URL:
+    def _place(self) -> tuple[str, int]:
         if (port := self.address.port) is None:
             raise _down("the server is being started")
-        return URL.build(scheme="http", host=self.address.host, port=port, path=path, encoded=True)
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=self._limits.idle_s),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
-                auto_decompress=False,
-            )
-        return self._session
+        return self.address.host, port
 
 
 def failure(status: int, body: bytes) -> Refused:
