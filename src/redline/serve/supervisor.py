@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -33,15 +34,24 @@ GUARD_S = 0.5
 """How often the release on probation is judged."""
 GRACE_S = 10.0
 """A release that gets no new requests is unloaded when its last one is answered, at the latest after this."""
-HOLD_SHADOW = 0.1
-"""Share of the requests that the release before answers too during the hold: agreement is watched at a tenth of the load."""
+HOLD_SHADOW = 0.25
+"""Share of the requests that the release before answers too during the hold: agreement is watched at a quarter of the load."""
+RECENT_S = 10.0
+"""What the guard judges beside the whole hold, so that a good past does not hide that a release has turned bad."""
 
 
 class Decide(Protocol):
     """What to do with a release on probation; pure."""
 
     def __call__(
-        self, observation: Observation, objective: Objective, policy: ServeSpec, *, held_s: float, hold_s: float
+        self,
+        observation: Observation,
+        objective: Objective,
+        policy: ServeSpec,
+        *,
+        held_s: float,
+        hold_s: float,
+        recent: Observation | None = None,
     ) -> Action: ...
 
 
@@ -78,6 +88,7 @@ class Supervisor:
             limits=Limits(body_bytes=round(policy.body_mb * 1e6)),
         )
         self.hold: Hold | None = None
+        self._looks: deque[Snapshot] = deque()
         self.action: Action | None = None
         self.observation: Observation | None = None
         self.busy = asyncio.Lock()
@@ -276,7 +287,9 @@ class Supervisor:
         self.book.keep(replace(self.state, routes=routes))
 
     def _begin_hold(self, number: int, hold_s: float) -> None:
-        self.hold = Hold(release=number, began_s=time.monotonic(), hold_s=hold_s, since=self.metrics.snapshot(number))
+        since = self.metrics.snapshot(number)
+        self.hold = Hold(release=number, began_s=time.monotonic(), hold_s=hold_s, since=since)
+        self._looks = deque([since])
         self.set_routes(self._watched(self.state.routes))
 
     def _watched(self, routes: Routes) -> Routes:
@@ -322,6 +335,16 @@ class Supervisor:
     def _owned(self) -> bool:
         return self._owner is None or (runs(self._owner[0]) and identity(self._owner[0]) == self._owner[1])
 
+    def _recent(self, hold: Hold) -> Observation | None:
+        """What was seen in the last ten seconds; None while the hold is younger: then the whole says it."""
+        self._looks.append(self.metrics.snapshot(hold.release))
+        while len(self._looks) > 1 and self._looks[-1].at_s - self._looks[1].at_s >= RECENT_S:
+            self._looks.popleft()
+        oldest = self._looks[0]
+        if self._looks[-1].at_s - oldest.at_s < RECENT_S:
+            return None
+        return self.metrics.observation(hold.release, oldest)
+
     async def _judge(self) -> None:
         hold = self.hold
         if hold is None or self.address.port is None:
@@ -333,6 +356,7 @@ class Supervisor:
             self.settings.policy,
             held_s=time.monotonic() - hold.began_s,
             hold_s=hold.hold_s,
+            recent=self._recent(hold),
         )
         if action.decision == "hold":
             return

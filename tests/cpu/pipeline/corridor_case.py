@@ -22,6 +22,8 @@ evaluate = {{ images = "val/images"{annotations} }}
 p95_ms = {p95_ms}
 throughput = {throughput}
 map_evidence = "{evidence}"
+[target]
+server = "none"
 [budget]
 minutes = {minutes}
 """
