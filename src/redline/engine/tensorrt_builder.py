@@ -54,9 +54,12 @@ def build_plan(
     nodes = node_facts(model, options.profiles[0].optimum)
     log, logger = make_logger(library.module)
     started = time.perf_counter()
-    builder = library.module.Builder(logger)
-    if builder is None:
-        raise TrialError("engine-build", "TensorRT's builder does not start", got=log.tail(), fix="see `redline doctor`")
+    try:
+        builder = library.module.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # how the bindings say that there is no usable GPU
+        raise TrialError(
+            "engine-build", "TensorRT's builder does not start", got=log.tail(), fix="see `redline doctor`"
+        ) from error
     network = library.create_network(builder)
     parser = library.module.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
@@ -104,7 +107,8 @@ def _add_profiles(builder: Any, config: Any, network: Any, options: BuildOptions
 def _tensor(tensor: Any) -> TensorFact:
     names = {0: "N", 2: "H", 3: "W"}
     shape = tuple(int(size) if size >= 0 else names.get(axis, f"d{axis}") for axis, size in enumerate(tensor.shape))
-    return TensorFact(name=tensor.name, dtype=str(tensor.dtype).rsplit(".", 1)[-1].lower(), shape=shape)
+    kind = str(tensor.dtype).rsplit(".", 1)[-1].lower()
+    return TensorFact(name=tensor.name, dtype={"float": "float32", "half": "float16"}.get(kind, kind), shape=shape)
 
 
 def _quiet(phase: str, step: int, steps: int) -> None:

@@ -83,6 +83,25 @@ def prove(asked: Precision, layers: tuple[LayerFact, ...], nodes: tuple[NodeFact
     )
 
 
+def untyped(asked: Precision, nodes: tuple[NodeFact, ...], why: str) -> PrecisionProof:
+    """What a strongly typed graph demands, where no inspector can say what was obtained. Never a proof."""
+    total = math.fsum(node.flop for node in nodes)
+    shares: dict[str, float] = defaultdict(float)
+    for node in nodes:
+        if node.flop:
+            shares[node.type] += node.flop / total
+    return PrecisionProof(
+        asked=asked,
+        shares=tuple(sorted(shares.items(), key=lambda item: -item[1])),
+        layers=(),
+        fallen=(),
+        fallen_share=0.0,
+        allowed_share=ALLOWED_SHARE,
+        proved=False,
+        note=f"{why}; the shares are the graph's own types, which a strongly typed network must keep",
+    )
+
+
 def _layer(layer: dict[str, Any], flop: dict[str, float]) -> LayerFact:
     name = str(layer.get("Name", ""))
     nodes = _nodes(name, str(layer.get("Metadata", "")), flop)

@@ -62,7 +62,7 @@ class TensorRTRunner:
         self.library, self.device = library, device
         self.engine, self._log, self._alive = open_engine(plan, library, rebuild=rebuild)
         self.name = f"{library.name} {library.version} {cuda.describe(device)[0]}"
-        self.profiles = _profiles(self.engine)
+        self.profiles = _profiles(self.engine, library.module.TensorIOMode.INPUT)
         self._lanes: list[Lane] = []
         self._free: SimpleQueue[Lane] = SimpleQueue()
         try:
@@ -279,8 +279,9 @@ def _outside(profile: tuple[Shape, Shape, Shape], shape: Shape) -> float:
     return sum(float(np.log(max(a / max(s, 1), s / b, 1))) for a, s, b in zip(low, shape, high, strict=True))
 
 
-def _profiles(engine: Any) -> list[tuple[Shape, Shape, Shape]]:
-    name = engine.get_tensor_name(0)
+def _profiles(engine: Any, mode: Any) -> list[tuple[Shape, Shape, Shape]]:
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    name = next(name for name in names if engine.get_tensor_mode(name) == mode)
     return [
         tuple(tuple(shape) for shape in engine.get_tensor_profile_shape(name, index))  # type: ignore[misc]
         for index in range(engine.num_optimization_profiles)

@@ -108,3 +108,27 @@ class Telemetry:
     """Other processes with memory on this GPU; None where NVML does not tell."""
     throttled: bool
     """A measurement under any reason of `SLOWING` gives no verdict."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anatomy:
+    """Where the time of one inference goes, medians in milliseconds."""
+
+    fill_ms: float
+    """Host: the caller's array into pinned memory."""
+    enqueue_ms: float
+    """Host: handing the network to the GPU; it overlaps with the GPU's own time."""
+    upload_ms: float
+    gpu_ms: float
+    download_ms: float
+    gap_ms: float
+    wall_ms: float
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime:
+    name: str
+    ms: float
+    nodes: tuple[str, ...]
+    """ONNX nodes fused into the layer."""
