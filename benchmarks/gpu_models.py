@@ -90,13 +90,24 @@ def fixed(module: nn.Module, source: Detector, folder: Path, shape: tuple[int, .
         pairs = list(zip(source.module(images), module(images), strict=True))
         worst = max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
         names = [fact.name for fact in source.facts.outputs]
-        torch.onnx.export(module, (images,), str(path), input_names=["images"], output_names=names, opset_version=18, dynamo=True, external_data=False)
+        torch.onnx.export(
+            module,
+            (images,),
+            str(path),
+            input_names=["images"],
+            output_names=names,
+            opset_version=18,
+            dynamo=True,
+            external_data=False,
+        )
     if worst > 1e-3:
         raise SystemExit(f"{folder.name} does not compute what RetinaNet computes: {worst:.2g}")
     outputs = tuple(TensorFact(name=n, dtype="float32", shape=tuple(a.shape)) for n, (a, _) in zip(names, pairs, strict=True))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     image = TensorFact(name="images", dtype="float32", shape=shape)
-    return OnnxModel(path=str(path), digest=digest, exporter="torch.export", opset=18, input=image, outputs=outputs, dynamic=False, checks=())
+    return OnnxModel(
+        path=str(path), digest=digest, exporter="torch.export", opset=18, input=image, outputs=outputs, dynamic=False, checks=()
+    )
 
 
 class Packed(nn.Module):
@@ -121,7 +132,13 @@ class Packed(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         levels = self.backbone(images)
         first, gap = self.sizes[0], nn.functional.pad
-        row = torch.cat([gap(x, (0, 1 if i < 3 else first - sum(self.sizes[1:]) - 3, 0, self.sizes[1] - x.shape[2])) for i, x in enumerate(levels[1:])], 3)
+        row = torch.cat(
+            [
+                gap(x, (0, 1 if i < 3 else first - sum(self.sizes[1:]) - 3, 0, self.sizes[1] - x.shape[2]))
+                for i, x in enumerate(levels[1:])
+            ],
+            3,
+        )
         canvas = torch.cat([gap(levels[0], (0, 0, 0, 1)), row], 2)
         heads = (self.head.classification_head, self.head.regression_head)
         return self._run(canvas, heads[0].conv, heads[0].cls_logits), self._run(canvas, heads[1].conv, heads[1].bbox_reg)

@@ -8,23 +8,23 @@ from typing import Any
 
 import cv2
 import numpy as np
+
 from gpu_models import detector
 from redline.engine.torch_gpu_runner import TorchGpuRunner
 from redline.export.half import export_half
 from redline.plan.profiles import choose_profiles
-
 from redline.predict import Predictor
 from redline.records import BuildOptions, Preprocess, ShapeShare, Traffic
 from redline.vision import input_size
 from tensorrt_gpu import Bench, compare_all, gflop, images, inspect, rebuild, time_engine
 
 RETINA = (1, 3, 800, 800)
+YOLOX = [(1, 3, 640, 640), (1, 3, 416, 416), (32, 3, 640, 640)]
 
 
 def yolox(bench: Bench) -> None:
-    shapes = [(1, 3, 640, 640), (1, 3, 416, 416), (32, 3, 640, 640)]
-    compare_all(bench, "yolox640", shapes, 1.0, level=3, eager=True)
-    rebuild(bench, "yolox640", shapes, 3)
+    compare_all(bench, "yolox640", YOLOX, 1.0, level=2, eager=True)
+    rebuild(bench, "yolox640", YOLOX, 2)
 
 
 def retina(bench: Bench) -> None:
@@ -95,8 +95,7 @@ def bccd(bench: Bench) -> None:
 
 def coco(bench: Bench) -> None:
     """Accuracy of YOLOX-Nano at 640 and 416 on the engine of phase yolox."""
-    shapes = [(1, 3, 640, 640), (1, 3, 416, 416), (32, 3, 640, 640)]
-    build = bench.engine(bench.graph("yolox640", True), "fp16", shapes, level=3, low=1)
+    build = bench.engine(bench.graph("yolox640", True), "fp16", YOLOX, level=2, low=1)
     for name in ("yolox640", "yolox416"):
         accuracy(bench, name, "coco", bench.runner(build))
 
@@ -154,7 +153,8 @@ def mix(bench: Bench) -> None:
         area = sum(h * w for h, w in sizes) / len(sizes)
         bench.note(
             what="mix", kind=kind, profiles=len(chosen.profiles), distinct_inputs=len(batches), waste_predicted=chosen.waste,
-            mean_input_pixels=area, p50_ms=float(p50), p95_ms=float(p95), p99_ms=float(p99), images_per_s=1000 / float(np.mean(taken)),
+            mean_input_pixels=area, p50_ms=float(p50), p95_ms=float(p95), p99_ms=float(p99),
+            images_per_s=1000 / float(np.mean(taken)),
             build_s=build.seconds, context_mb=(build.device_memory_bytes or 0) / 1e6, requests=len(taken),
         )  # fmt: skip
         runner.close()

@@ -18,7 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from gpu_models import detector, graph
+from redline.doctor import inspect_machine
+from redline.engine import cuda
 from redline.engine.graph_facts import node_facts, read_graph, total_flop
 from redline.engine.tensorrt_anatomy import anatomy, layer_times
 from redline.engine.tensorrt_builder import build_plan
@@ -26,11 +29,8 @@ from redline.engine.tensorrt_runner import TensorRTRunner
 from redline.engine.tensorrt_store import build_engine
 from redline.engine.tensorrt_versions import find
 from redline.engine.torch_gpu_runner import TorchGpuRunner
-from redline.measure.telemetry import telemetry
-
-from redline.doctor import inspect_machine
-from redline.engine import cuda
 from redline.errors import RedlineError
+from redline.measure.telemetry import telemetry
 from redline.records import BuildOptions, EngineBuild, EngineProfile, OnnxModel, Telemetry
 from redline.store import Store, dump
 
@@ -229,12 +229,16 @@ def refused(bench: Bench, build: EngineBuild, runner: TensorRTRunner) -> dict[st
         "shape": lambda: runner.run(np.ones((1, 3, 96, 96), np.float32)),
     }
     for what, case in cases.items():
-        try:
-            case()
-            said[what] = "NOT REFUSED"
-        except RedlineError as error:
-            said[what] = error.text()[:400]
+        said[what] = answer(case)
     return said
+
+
+def answer(case: Callable[[], Any]) -> str:
+    try:
+        case()
+    except RedlineError as error:
+        return error.text()[:400]
+    return "NOT REFUSED"
 
 
 def inspect(bench: Bench, name: str, build: EngineBuild, batch: Any) -> None:

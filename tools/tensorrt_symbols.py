@@ -16,7 +16,38 @@ TOKEN = re.compile(
     r'\s*\(\s*"(?P<member>\w+)"',
     re.DOTALL,
 )
-KEPT = ["Builder", "IBuilderConfig", "INetworkDefinition", "IOptimizationProfile", "OnnxParser", "ParserError", "Runtime", "ICudaEngine", "IExecutionContext", "IEngineInspector", "ITimingCache", "IHostMemory", "ILayer", "ITensor", "ILogger", "IProfiler", "IProgressMonitor", "BuilderFlag", "TacticSource", "NetworkDefinitionCreationFlag", "MemoryPoolType", "PreviewFeature", "HardwareCompatibilityLevel", "ProfilingVerbosity", "DataType", "LayerInformationFormat", "OnnxParserFlag", "TensorIOMode", "LayerType", "ComputeCapability"]
+KEPT = [
+    "Builder",
+    "IBuilderConfig",
+    "INetworkDefinition",
+    "IOptimizationProfile",
+    "OnnxParser",
+    "ParserError",
+    "Runtime",
+    "ICudaEngine",
+    "IExecutionContext",
+    "IEngineInspector",
+    "ITimingCache",
+    "IHostMemory",
+    "ILayer",
+    "ITensor",
+    "ILogger",
+    "IProfiler",
+    "IProgressMonitor",
+    "BuilderFlag",
+    "TacticSource",
+    "NetworkDefinitionCreationFlag",
+    "MemoryPoolType",
+    "PreviewFeature",
+    "HardwareCompatibilityLevel",
+    "ProfilingVerbosity",
+    "DataType",
+    "LayerInformationFormat",
+    "OnnxParserFlag",
+    "TensorIOMode",
+    "LayerType",
+    "ComputeCapability",
+]
 """What redline touches."""
 
 

@@ -51,6 +51,7 @@ def node_facts(model: onnx.ModelProto, shape: tuple[int, ...]) -> tuple[NodeFact
     """Every node in order, for an input of `shape` (N, 3, H, W). A multiply-add counts as two operations."""
     sized = onnx.ModelProto()
     sized.CopyFrom(model)
+    del sized.graph.value_info[:]  # a converter's symbolic sizes would win over the inferred ones
     for dim, size in zip(sized.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
         dim.dim_value = size
     for value in sized.graph.output:  # their symbolic sizes would contradict the fixed input

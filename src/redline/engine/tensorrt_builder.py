@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redline.engine.graph_facts import NodeFact, node_facts, read_graph, wide_nodes
+from redline.engine.tensorrt_graph import portable
 from redline.engine.tensorrt_lint import lint, require_clean
 from redline.engine.tensorrt_log import make_logger
 from redline.engine.tensorrt_proof import layer_facts, prove
@@ -49,7 +50,7 @@ def build_plan(
 
     Raises TrialError: engine-lint, engine-parse, engine-build (with the node), engine-memory, engine-ability.
     """
-    model = read_graph(path)
+    model = portable(read_graph(path))
     require_clean(lint(model, library))
     nodes = node_facts(model, options.profiles[0].optimum)
     log, logger = make_logger(library.module)

@@ -35,7 +35,7 @@ METADATA = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 def inspector_layers(text: str) -> list[dict[str, Any]]:
     """The layers in an inspector's JSON. With names alone (not built with detailed verbosity) each is {"Name": ...}."""
-    found = json.loads(text)
+    found = json.loads(text, strict=False)  # 8.6 separates metadata by raw control characters
     layers = found.get("Layers", []) if isinstance(found, dict) else found
     return [{"Name": layer} if isinstance(layer, str) else layer for layer in layers]
 

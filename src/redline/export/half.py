@@ -17,9 +17,7 @@ SENSITIVE = ("Exp", "Softmax", "ReduceSum", "ReduceMean", "LayerNormalization", 
 """Operators that stay in float32: their results leave float16's range (65,504) or lose counts and indices above 2,048."""
 
 
-def export_half(
-    network: OnnxModel, folder: Path, *, wide_nodes: Sequence[str] = (), keep_outputs: bool = True
-) -> OnnxModel:
+def export_half(network: OnnxModel, folder: Path, *, wide_nodes: Sequence[str] = (), keep_outputs: bool = True) -> OnnxModel:
     """Write network_fp16.onnx to `folder`; the nodes named in `wide_nodes` stay in float32, as `SENSITIVE` operators do.
 
     Inputs stay float32, and outputs too unless `keep_outputs` is false: float16 outputs halve the traffic of large heads.
@@ -43,6 +41,7 @@ def export_half(
     except Exception as error:  # the converter runs shape inference and raises what that raises
         text = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise TrialError("export-half", "The graph cannot be converted to FP16", got=text) from error
+    _sort(half.graph)
     path = folder / "network_fp16.onnx"
     data = half.SerializeToString(deterministic=True)
     path.write_bytes(data)
@@ -51,6 +50,24 @@ def export_half(
     outputs = network.outputs if keep_outputs else tuple(replace(fact, dtype="float16") for fact in network.outputs)
     digest = hashlib.sha256(data).hexdigest()
     return replace(network, path=str(path), digest=digest, outputs=outputs, notes=(*network.notes, note))
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Every node after those it reads: the converter appends its casts, and shape inference then stops at them."""
+    waiting = list(graph.node)
+    known = {"", *(value.name for value in (*graph.input, *graph.initializer))}
+    ordered: list[onnx.NodeProto] = []
+    while waiting:
+        ready = [node for node in waiting if known.issuperset(node.input)]
+        if not ready:
+            raise TrialError("export-half", "The converted graph has a cycle", got=waiting[0].name)
+        ordered += ready
+        known.update(name for node in ready for name in node.output)
+        done = {id(node) for node in ready}
+        waiting = [node for node in waiting if id(node) not in done]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def _require_range(model: onnx.ModelProto) -> None:

@@ -69,7 +69,7 @@ def test_every_release_has_every_member_that_a_plain_build_uses(version: str) ->
     library, (builder, config) = release(version), builder_of(version)
     library.create_network(builder)
     library.configure(builder, options(tactic_sources=("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"), version_compatible=True))
-    done = dict((entry[0], entry[1:]) for entry in config.done)
+    done = {entry[0]: entry[1:] for entry in config.done}
     assert done["builder_optimization_level"] == (3,)
     assert done["set_memory_pool_limit"][1] == 4 << 30
     assert done["clear_flag"] == (library.module.BuilderFlag.TF32,)
