@@ -19,6 +19,7 @@ from redline.records.detect import (
     Traffic,
     Truth,
 )
+from redline.records.engine import BuildOptions, EngineBuild, LayerFact, PrecisionProof, Telemetry
 from redline.records.run import (
     SCHEMA_VERSION,
     Accuracy,
@@ -81,6 +82,7 @@ __all__ = [
     "BoxMatch",
     "Buckets",
     "Budget",
+    "BuildOptions",
     "Candidate",
     "Category",
     "Check",
@@ -93,6 +95,7 @@ __all__ = [
     "Detections",
     "Detector",
     "Determinism",
+    "EngineBuild",
     "EngineFacts",
     "EngineProfile",
     "Environment",
@@ -101,6 +104,7 @@ __all__ = [
     "Head",
     "ImageRef",
     "Knee",
+    "LayerFact",
     "Library",
     "Load",
     "LoadMode",
@@ -116,6 +120,7 @@ __all__ = [
     "PictureBox",
     "Placement",
     "Postprocess",
+    "PrecisionProof",
     "Predict",
     "Preprocess",
     "Refusal",
@@ -133,6 +138,7 @@ __all__ = [
     "Spec",
     "Switch",
     "TargetSpec",
+    "Telemetry",
     "TensorDelta",
     "TensorFact",
     "Traffic",

@@ -1,0 +1,110 @@
+"""What an ONNX graph says of itself: operations of each node, the type each node computes in, where its weights come from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, shape_inference
+
+from redline.errors import TrialError
+
+TYPES: dict[int, str] = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.INT8: "int8",
+    TensorProto.INT32: "int32",
+    TensorProto.INT64: "int64",
+    TensorProto.BOOL: "bool",
+}
+FREE = frozenset({"Cast", "Constant", "Identity", "Shape", "Reshape", "Concat", "Slice", "Gather", "Unsqueeze", "Squeeze"})
+"""Operators that move or describe data: their type follows their neighbours'."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFact:
+    name: str
+    operator: str
+    type: str
+    """Of the first output: fp32, fp16 ..., "unknown" if shape inference does not say."""
+    flop: float
+    module: str
+    """Where its weights lived in the source module ("backbone.body.conv1"), "" if it has none."""
+    output: str
+    """Name of the first output tensor."""
+
+
+def read_graph(path: str | Path) -> onnx.ModelProto:
+    """Raises TrialError: engine-graph if it is no ONNX file."""
+    try:
+        return onnx.load(str(path))
+    except Exception as error:  # protobuf's decode errors share no public base class
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrialError("engine-graph", "The ONNX graph cannot be read", got=text) from error
+
+
+def node_facts(model: onnx.ModelProto, shape: tuple[int, ...]) -> tuple[NodeFact, ...]:
+    """Every node in order, for an input of `shape` (N, 3, H, W). A multiply-add counts as two operations."""
+    sized = onnx.ModelProto()
+    sized.CopyFrom(model)
+    del sized.graph.value_info[:]  # a converter's symbolic sizes would win over the inferred ones
+    for dim, size in zip(sized.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
+        dim.dim_value = size
+    for value in sized.graph.output:  # their symbolic sizes would contradict the fixed input
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
+    inferred = shape_inference.infer_shapes(sized, data_prop=True).graph
+    values = {v.name: v for v in (*inferred.input, *inferred.output, *inferred.value_info)}
+    weights = {w.name: w for w in inferred.initializer}
+    return tuple(_fact(node, index, values, weights) for index, node in enumerate(model.graph.node))
+
+
+def total_flop(facts: tuple[NodeFact, ...]) -> float:
+    return math.fsum(fact.flop for fact in facts)
+
+
+def wide_nodes(facts: tuple[NodeFact, ...]) -> frozenset[str]:
+    """Names of the nodes that a mixed graph computes in FP32 although others are narrower; empty for an FP32 graph."""
+    if not any(fact.type in ("fp16", "bf16") for fact in facts):
+        return frozenset()
+    return frozenset(fact.name for fact in facts if fact.type == "fp32" and fact.operator not in FREE)
+
+
+def _fact(node: Any, index: int, values: dict[str, Any], weights: dict[str, Any]) -> NodeFact:
+    output = values.get(node.output[0])
+    kind = output.type.tensor_type.elem_type if output is not None else 0
+    named = [w for w in node.input if w in weights and "." in w and w.rsplit(".", 1)[1] in ("weight", "bias")]
+    return NodeFact(
+        name=node.name or f"{node.op_type}_{index}",
+        operator=node.op_type,
+        type=TYPES.get(kind, "unknown"),
+        flop=_flop(node, values, weights),
+        module=named[0].rsplit(".", 1)[0] if named else "",
+        output=node.output[0],
+    )
+
+
+def _flop(node: Any, values: dict[str, Any], weights: dict[str, Any]) -> float:
+    shapes = [_shape(name, values, weights) for name in (*node.input, node.output[0])]
+    first, output = shapes[0], shapes[-1]
+    if node.op_type in ("Conv", "ConvTranspose") and output and first and (kernel := shapes[1]):
+        places = output if node.op_type == "Conv" else first
+        return 2.0 * places[0] * math.prod(places[2:]) * math.prod(kernel)
+    if node.op_type in ("MatMul", "Gemm") and output and first:
+        inner = first[0] if any(a.name == "transA" and a.i for a in node.attribute) else first[-1]
+        return 2.0 * math.prod(output) * inner
+    return 0.0
+
+
+def _shape(name: str, values: dict[str, Any], weights: dict[str, Any]) -> tuple[int, ...] | None:
+    if name in weights:
+        return tuple(weights[name].dims)
+    if name not in values:
+        return None
+    dims = values[name].type.tensor_type.shape.dim
+    sizes = tuple(dim.dim_value for dim in dims)
+    return sizes if sizes and all(sizes) else None

@@ -1,0 +1,198 @@
+"""Every difference between TensorRT 8.6, 10.x, 11.x and TensorRT-RTX, in one place.
+
+Capabilities are probed by name, never inferred from a version, and no enum's number is ever stored: 11 renumbered them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from redline.errors import BadInput, TrialError
+
+if TYPE_CHECKING:
+    from redline.records import BuildOptions
+    from redline.records.engine import Hardware
+
+Name = Literal["tensorrt", "tensorrt-rtx"]
+MODULES: dict[Name, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+HARDWARE: dict[Hardware, str] = {"ampere-plus": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}
+DEAD_SOURCES = ("CUBLAS", "CUBLAS_LT", "CUDNN")
+"""Tactic sources that 10 deprecates and 11 no longer has; convolution networks do not need them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A TensorRT that was found. `module` has the API of `tensorrt`; what may be absent is asked for by name."""
+
+    module: Any
+    name: Name
+    version: str
+
+    @property
+    def strongly_typed(self) -> bool:
+        """Types come from the graph (10 by choice, 11 and RTX always). False: 8.6, where flags follow the graph."""
+        return hasattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+    @property
+    def ahead_of_time(self) -> bool:
+        """Can build for a GPU that is not here."""
+        return hasattr(self.module.IBuilderConfig, "set_compute_capability")
+
+    @property
+    def debug_tensors(self) -> bool:
+        return hasattr(self.module.INetworkDefinition, "mark_debug")
+
+    @property
+    def reports_progress(self) -> bool:
+        return hasattr(self.module, "IProgressMonitor")
+
+    @property
+    def tactic_sources(self) -> tuple[str, ...]:
+        return tuple(self.module.TacticSource.__members__)
+
+    def abilities(self) -> tuple[str, ...]:
+        """For people: what this version can do that others cannot."""
+        typed = "strongly typed networks" if self.strongly_typed else "types by flags that follow the graph"
+        extras = [(self.ahead_of_time, "ahead-of-time builds"), (self.debug_tensors, "debug tensors")]
+        extras += [(self.reports_progress, "build progress"), (self.has_hardware("same-capability"), "plans per capability")]
+        return (typed, *(text for able, text in extras if able))
+
+    def has_hardware(self, hardware: Hardware) -> bool:
+        return hardware == "this" or hasattr(self.module.HardwareCompatibilityLevel, HARDWARE[hardware])
+
+    def create_network(self, builder: Any) -> Any:
+        kinds = self.module.NetworkDefinitionCreationFlag
+        # Strong typing is a flag on 10 and ignored on 11; explicit batch is needed on 8.6 and gone from 11's enum.
+        wanted = "STRONGLY_TYPED" if self.strongly_typed else "EXPLICIT_BATCH"
+        flag = getattr(kinds, wanted, None)
+        return builder.create_network(0 if flag is None else 1 << int(flag))
+
+    def configure(self, builder: Any, options: BuildOptions) -> Any:
+        """A builder configuration without profiles and timing cache. Raises TrialError for what this version has not."""
+        module, config = self.module, builder.create_builder_config()
+        config.builder_optimization_level = options.optimization_level
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+        config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+        self._set(config, "TF32", options.precision != "fp32")  # it is on by default
+        if options.version_compatible:
+            self._set(config, "VERSION_COMPATIBLE", True)
+        if options.hardware != "this":
+            if not self.has_hardware(options.hardware):
+                raise self.lacks(f"hardware = {options.hardware!r}", "build on the GPU that will run the engine")
+            config.hardware_compatibility_level = getattr(module.HardwareCompatibilityLevel, HARDWARE[options.hardware])
+        if options.tactic_sources is not None:
+            config.set_tactic_sources(self._sources(options.tactic_sources))
+        if options.capabilities:
+            self._capabilities(config, options.capabilities)
+        shared = getattr(module.PreviewFeature, "PROFILE_SHARING_0806", None)
+        if shared is not None:  # 8.6; later versions always let several contexts use one profile
+            config.set_preview_feature(shared, True)
+        return config
+
+    def follow_graph(self, network: Any, config: Any, precision: str, wide: Iterable[str]) -> None:
+        """8.6: allow FP16, and hold the layers of the ONNX nodes `wide` at FP32. Elsewhere the network's types say it all."""
+        if self.strongly_typed or precision not in ("fp16", "int8"):
+            return
+        flags, keep = self.module.BuilderFlag, set(wide)
+        config.set_flag(flags.FP16)
+        if precision == "int8":
+            config.set_flag(flags.INT8)
+        held = [layer for layer in map(network.get_layer, range(network.num_layers)) if layer.name in keep]
+        for layer in held:
+            layer.precision = self.module.DataType.FLOAT
+            for index in range(layer.num_outputs):
+                layer.set_output_type(index, self.module.DataType.FLOAT)
+        if held:
+            config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+
+    def watch(self, config: Any, on_phase: Any) -> Any:
+        """Report progress where the version can; keep what is returned alive during the build."""
+        if not self.reports_progress:
+            return None
+        base = self.module.IProgressMonitor
+
+        class Monitor(base):  # type: ignore[misc, valid-type, unused-ignore]
+            def __init__(self) -> None:
+                base.__init__(self)
+                self.steps: dict[str, int] = {}
+
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+                self.steps[phase_name] = num_steps
+
+            def phase_finish(self, phase_name: str) -> None:
+                self.steps.pop(phase_name, None)
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                on_phase(phase_name, step + 1, self.steps.get(phase_name, 0))
+                return True
+
+        monitor = Monitor()
+        config.progress_monitor = monitor
+        return monitor
+
+    def context_bytes(self, engine: Any) -> int:
+        """Scratch memory of one context; `device_memory_size` was superseded in 10.1 and is gone from 11."""
+        newer = getattr(engine, "device_memory_size_v2", None)
+        return int(engine.device_memory_size if newer is None else newer)
+
+    def parse_errors(self, parser: Any) -> list[tuple[int, str, str]]:
+        """(node index or -1, node name or "", what is wrong) of each; 8.6 gives the index only."""
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        named = [getattr(error, "node_name", None) for error in errors]
+        texts = [name() if callable(name) else "" for name in named]
+        return [(error.node(), text, error.desc()) for error, text in zip(errors, texts, strict=True)]
+
+    def runtime(self, logger: Any, *, host_code: bool) -> Any:
+        runtime = self.module.Runtime(logger)
+        if host_code:  # a version-compatible plan carries code of its own
+            runtime.engine_host_code_allowed = True
+        return runtime
+
+    def lacks(self, what: str, fix: str) -> TrialError:
+        return TrialError("engine-ability", f"{self.name} {self.version} does not have this", got=what, fix=fix)
+
+    def _set(self, config: Any, flag: str, on: bool) -> None:
+        member = getattr(self.module.BuilderFlag, flag, None)
+        if member is None:
+            if on:
+                raise self.lacks(f"builder flag {flag}", "leave the option out")
+            return
+        (config.set_flag if on else config.clear_flag)(member)
+
+    def _sources(self, names: Sequence[str]) -> int:
+        known = self.module.TacticSource
+        for name in names:
+            if not hasattr(known, name):
+                raise self.lacks(f"tactic source {name}", f"one of {', '.join(self.tactic_sources)}")
+        return sum(1 << int(getattr(known, name)) for name in names)
+
+    def _capabilities(self, config: Any, capabilities: Sequence[str]) -> None:
+        if not self.ahead_of_time:
+            raise self.lacks("an ahead-of-time build", "install tensorrt-rtx, or build on the GPU that will run the engine")
+        kinds = self.module.ComputeCapability
+        config.num_compute_capabilities = len(capabilities)
+        for index, capability in enumerate(capabilities):
+            kind = getattr(kinds, f"SM{capability.replace('.', '')}", None)
+            if kind is None:
+                known = [f"{m[2:-1]}.{m[-1]}" for m in kinds.__members__ if m.startswith("SM")]
+                raise self.lacks(f"compute capability {capability}", f"one of {', '.join(known)}")
+            config.set_compute_capability(kind, index)
+
+
+def find(name: Name | None = None) -> Library:
+    """The TensorRT that is installed; `tensorrt` before `tensorrt-rtx`. Raises BadInput (engine.no-tensorrt) if none loads."""
+    why: list[str] = []
+    for known in MODULES if name is None else (name,):
+        try:
+            module = importlib.import_module(MODULES[known])
+        except (ImportError, OSError, RuntimeError) as error:
+            why.append(f"{known}: {(str(error).splitlines() or [type(error).__name__])[0]}")
+            continue
+        if hasattr(module, "Builder"):
+            return Library(module, known, str(module.__version__))
+        why.append(f"{known}: the module has no Builder (its libraries are missing)")
+    fix = "pip install tensorrt-cu12 (an NVIDIA GPU), or tensorrt-rtx for builds ahead of time"
+    raise BadInput("engine.no-tensorrt", "No TensorRT can be loaded", got="; ".join(why), fix=fix)

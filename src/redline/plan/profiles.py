@@ -1,0 +1,89 @@
+"""Optimisation profiles of an engine for a traffic: which shapes it must take, and for which it is tuned.
+
+The bucketed kind takes its shapes from `plan.buckets.choose_buckets`: least expected padding plus a price for every further
+shape. Here the number of profiles and the memory that their buffers need are limits too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from redline.errors import BadInput
+from redline.plan.buckets import choose_buckets, waste
+from redline.records import EngineProfile, Preprocess, Traffic
+from redline.vision import input_size
+
+Kind = Literal["exact", "bucketed", "dynamic"]
+"""exact: a profile for each input shape of minimal padding; bucketed: a few shapes that the others are padded to; dynamic: one
+profile over all of them, tuned for the commonest."""
+EXACT_MOST = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profiles:
+    kind: Kind
+    profiles: tuple[EngineProfile, ...]
+    shapes: tuple[tuple[int, int], ...]
+    """Network input sizes (height, width) that reach the engine, largest share first."""
+    waste: float
+    """Expected area of the inputs over that of the resized images in them, minus 1."""
+    buffer_bytes: int
+    """Input and output memory of one lane, for its largest profile."""
+
+
+def choose_profiles(
+    traffic: Traffic,
+    preprocess: Preprocess,
+    kind: Kind,
+    *,
+    batch: int,
+    most: int = 5,
+    bytes_per_pixel: float = 12.0,
+    memory_bytes: int | None = None,
+) -> Profiles:
+    """Profiles for batches of 1 to `batch`.
+
+    `bytes_per_pixel`: float32 input plus outputs, divided by the input's pixels (12 is the input alone). `memory_bytes`: limit
+    on a lane's buffers; the batch of the profiles is lowered to fit. Raises BadInput (plan.profile-memory) if batch 1 does not.
+    """
+    sizes = _shares(traffic, preprocess, kind, most)
+    largest = max(height * width for height, width in sizes)
+    fits = batch
+    while memory_bytes is not None and fits > 1 and fits * largest * bytes_per_pixel > memory_bytes:
+        fits -= 1
+    need = int(fits * largest * bytes_per_pixel)
+    if memory_bytes is not None and need > memory_bytes:
+        fix = "a smaller [model.preprocess] size or more GPU memory"
+        raise BadInput(
+            "plan.profile-memory", "One input does not fit the memory limit", got=need, allowed=memory_bytes, fix=fix
+        )
+    ordered = sorted(sizes, key=lambda hw: -sizes[hw])
+    if kind == "dynamic":
+        low, high = (tuple(pick(hw[axis] for hw in sizes) for axis in (0, 1)) for pick in (min, max))
+        spans = [((1, 3, *low), (fits, 3, *ordered[0]), (fits, 3, *high))]
+    else:
+        spans = [((1, 3, *hw), (fits, 3, *hw), (fits, 3, *hw)) for hw in ordered]
+    return Profiles(
+        kind=kind,
+        profiles=tuple(EngineProfile(index=i, minimum=a, optimum=b, maximum=c) for i, (a, b, c) in enumerate(spans)),
+        shapes=tuple(ordered),
+        waste=waste(traffic, preprocess, tuple(sizes) if kind == "bucketed" else "minimal"),
+        buffer_bytes=need,
+    )
+
+
+def _shares(traffic: Traffic, preprocess: Preprocess, kind: Kind, most: int) -> dict[tuple[int, int], float]:
+    if kind == "bucketed":
+        chosen = choose_buckets(traffic, preprocess, most=most)
+        return {(bucket.height, bucket.width): bucket.share for bucket in chosen.buckets}
+    found: dict[tuple[int, int], float] = {}
+    for shape in traffic.shapes:
+        size = input_size((shape.height, shape.width), preprocess, "minimal")
+        found[size] = found.get(size, 0.0) + shape.share
+    if kind == "exact" and len(found) > EXACT_MOST:
+        fix = 'use kind "bucketed" or "dynamic"'
+        raise BadInput(
+            "plan.profile-count", "Too many input shapes for exact profiles", got=len(found), allowed=EXACT_MOST, fix=fix
+        )
+    return found
