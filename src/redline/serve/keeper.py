@@ -107,6 +107,8 @@ class Keeper:
             await self.load_routes()
         except RedlineError as error:
             await asyncio.to_thread(of.server.kill)
+            # Its models' processes went with it, and none of them is to blame.
+            of.loaded.reset()
             of.book.event("server-died", f"restart failed: {one_line(error)}")
             return  # the watch tries again
         of.address.port = of.server.known.http_port

@@ -311,8 +311,10 @@ class Supervisor:
         async def retire() -> None:
             await self.gateway.drained(number, GRACE_S)
             async with self.busy:
+                if self.names_due:
+                    await self._point_names()
                 routes = self.state.routes
-                if number not in (routes.active, routes.previous, routes.canary):
+                if number not in (routes.active, routes.previous, routes.canary) and not self.names_due:
                     with contextlib.suppress(RedlineError):  # it is out of the routes: what stays loaded costs memory alone
                         await self.loaded.unload(number)
 

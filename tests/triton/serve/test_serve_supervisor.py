@@ -86,7 +86,7 @@ def test_a_full_disk_refuses_a_promotion_whole_and_no_rollback(case, environment
             await found.promote(2, hold_s=60.0)
             full[0] = True
             judge.breach = 2
-            await until(lambda: found.table.routes.active == 1, 3, "the rollback")
+            await until(lambda: found.table.routes.active == 1, 10, "the rollback")
             assert await ask(found, image) == (200, 1)
             assert stable_releases(case.repository, "detector") == (1,)
             assert read_state(case.folder, "detector").routes.active == 2, "the disk took it after all: the test proves nothing"
@@ -125,10 +125,10 @@ def test_stable_names_that_do_not_move_refuse_a_promotion_and_not_a_rollback(cas
             broken[0] = False
             await found.promote(2, hold_s=60.0)
             broken[0], judge.breach = True, 2
-            await until(lambda: found.table.routes.active == 1, 3, "the rollback")
+            await until(lambda: found.table.routes.active == 1, 10, "the rollback")
             assert found.server.control.ready("detector", 2)
             broken[0] = False
-            await until(lambda: found.server.control.ready("detector", 1), 3, "the names to follow")
+            await until(lambda: found.server.control.ready("detector", 1), 10, "the names to follow")
 
     run(test())
 
