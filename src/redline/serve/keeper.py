@@ -86,9 +86,11 @@ class Keeper:
             if not of.server.alive:
                 async with of.busy:
                     await self._restart()
+                continue
             for model, number in of.loaded.died():
                 async with of.busy:
-                    await self._mend(model, number)
+                    if of.server.alive:  # otherwise they died with it
+                        await self._mend(model, number)
 
     async def _restart(self) -> None:
         of = self._of
