@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -272,7 +273,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("phases", nargs="+", choices=sorted(PHASES))
     options.add_argument("--weights", type=Path, required=True)
-    options.add_argument("--work", type=Path, default=Path("/tmp/redline-gpu"))
+    options.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "redline-gpu")
     options.add_argument("--data", type=Path)
     options.add_argument("--out", type=Path, required=True)
     given = options.parse_args()

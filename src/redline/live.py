@@ -34,6 +34,10 @@ class Mix:
     def at(self, request: int) -> bytes:
         return self.encoded[request % len(self.encoded)]
 
+    def input_hw(self, preprocess: Preprocess, shapes: ShapePolicy) -> tuple[tuple[int, int], ...]:
+        """Network input size of each request of the mix."""
+        return tuple(vision.input_size(hw, preprocess, shapes) for hw in self.source_hw)
+
     def padding_pct(self, preprocess: Preprocess, shapes: ShapePolicy) -> float:
         """Percent of the network's input pixels that are padding when every request of the mix is answered once.
 
@@ -52,6 +56,11 @@ def mix_of(dataset: Dataset, traffic: Traffic) -> Mix:
     order = request_order(dataset, traffic, LOAD_IMAGES, 0)
     once = {index: read_bytes(images[index]) for index in set(order)}
     return Mix(tuple(once[i] for i in order), tuple((images[i].height, images[i].width) for i in order))
+
+
+def first_of_each(sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """The first request of every distinct size."""
+    return list({size: index for index, size in reversed(list(enumerate(sizes)))}.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,9 +97,8 @@ class Live:
 
     def warm_up_requests(self) -> list[list[int]]:
         """One inference for every distinct input size, alone and in a full batch."""
-        first = {size: index for index, size in reversed(list(enumerate(self.input_hw)))}
         sizes = sorted({1, self.candidate.batch})
-        return [[index] * size for index in first.values() for size in sizes]
+        return [[index] * size for index in first_of_each(self.input_hw) for size in sizes]
 
     def close(self) -> None:
         self.runner.close()
@@ -116,7 +124,7 @@ def open_live(subject: Subject, graphs: Graphs, candidate: Candidate, mix: Mix) 
         predict=predict,
         runner=runner,
         mix=mix,
-        input_hw=tuple(vision.input_size(hw, preprocess, candidate.shapes) for hw in mix.source_hw),
+        input_hw=mix.input_hw(preprocess, candidate.shapes),
         build_seconds=time.perf_counter() - started,
     )
 

@@ -69,6 +69,8 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
         record = _record(subject, graphs, candidates, bench, environment, trials, choice, tuple(notes))
     finally:
         bench.close()
+        if host is not None:
+            host.close()
     record = replace(record, served=served, id=folder.name, started=started, seconds=time.perf_counter() - clock)
     write_file(folder / "run.json", dump(record, indent=2), store.scratch)
     write_report(record, folder)

@@ -19,7 +19,6 @@ from redline.records import (
     Candidate,
     EngineFacts,
     Golden,
-    Preprocess,
     Release,
     RunRecord,
     Serving,
@@ -299,7 +298,7 @@ def make_release(spec: Spec, record: RunRecord, candidate: Candidate, trial: Tri
         classes=_classes(spec, expected),
         objective=spec.objective,
         accuracy=parity.accuracy if parity is not None else None,
-        golden=tuple(_golden(expected, index) for index in _golden_indices(expected, spec.model.preprocess)),
+        golden=tuple(_golden(expected, index) for index in _golden_indices(expected)),
         redline=__version__,
         tools=tool_versions(),
         data=expected.dataset.digest,
@@ -314,7 +313,7 @@ def _classes(spec: Spec, expected: Expected) -> tuple[str, ...]:
     return tuple(names.get(number, "") for number in range(max(names, default=-1) + 1))
 
 
-def _golden_indices(expected: Expected, preprocess: Preprocess) -> list[int]:
+def _golden_indices(expected: Expected) -> list[int]:
     """A few images, of as many sizes as possible, those with most detections first."""
     order = sorted(range(len(expected.encoded)), key=lambda index: -len(expected.detections[index].scores))
     seen: dict[tuple[int, int], list[int]] = {}

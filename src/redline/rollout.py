@@ -190,6 +190,3 @@ def passed(verification: Verification) -> bool:
 def _ap(expected: Expected, found: Sequence[Detections], release: Release) -> float:
     truth = ground_truth(expected.dataset, expected.detections, release.labels)
     return observe(truth, found).evaluation.accuracy.ap
-
-
-__all__ = ["AP_TOLERANCE", "Expected", "Rollout", "passed"]

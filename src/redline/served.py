@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redline import vision
 from redline.errors import TrialError
-from redline.live import Mix
+from redline.live import Mix, first_of_each
 from redline.records import Candidate, EngineFacts, Release
 
 if TYPE_CHECKING:
@@ -97,8 +96,7 @@ class ServedLive:
         return self.input_hw[request % len(self.input_hw)]
 
     def warm_up_requests(self) -> list[list[int]]:
-        first = {size: index for index, size in reversed(list(enumerate(self.input_hw)))}
-        return [[index] for index in first.values()]
+        return [[index] for index in first_of_each(self.input_hw)]
 
     def close(self) -> None:
         from redline.serve.loader import unload_release
@@ -129,13 +127,12 @@ def open_served(host: Host, subject: Subject, graphs: Graphs, candidate: Candida
         endpoint.send(mix.at(0))
     except BadInput as error:  # a combination of knobs that cannot be served is this candidate's failure, not the user's
         raise TrialError(error.code, error.what, got=error.got, allowed=error.allowed, fix=error.fix) from error
-    preprocess = subject.detector.preprocess
     return ServedLive(
         candidate=candidate,
         host=host,
         number=number,
         mix=mix,
-        input_hw=tuple(vision.input_size(hw, preprocess, candidate.shapes) for hw in mix.source_hw),
+        input_hw=mix.input_hw(subject.detector.preprocess, candidate.shapes),
         build_seconds=time.perf_counter() - started,
         endpoint=endpoint,
     )

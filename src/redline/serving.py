@@ -27,9 +27,11 @@ def prepare_service(spec: Spec, runs: Path) -> Path:
     from redline.errors import BadInput
     from redline.serve.admin import running_service
     from redline.serve.state import Settings, read_settings, write_settings
+    from redline.store.disk import guarded
 
     folder = service_folder(spec, runs)
-    folder.mkdir(parents=True, exist_ok=True)
+    with guarded("write", folder):
+        folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(service=spec.serve.name, objective=spec.objective, policy=spec.serve)
     if running_service(folder) is not None and read_settings(folder) != settings:
         what = f"the service {spec.serve.name} runs with another objective or other [serve] settings"
@@ -47,11 +49,13 @@ def serve(folder: Path, ready: Callable[[ServiceInfo], None]) -> None:
 
 
 def main() -> int:
+    from redline.serve.daemon import RUNS_ALREADY
+
     try:
         serve(Path(sys.argv[1]), lambda info: print(f"gateway on 127.0.0.1:{info.gateway_port}", flush=True))
     except RedlineError as error:
         print(error.text(), file=sys.stderr)
-        return 2
+        return RUNS_ALREADY if error.code == "serve.running" else 2
     return 0
 
 

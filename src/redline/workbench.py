@@ -101,21 +101,16 @@ class Workbench:
         return self._noise
 
     def close(self) -> None:
-        """What is open, and the server if there is one."""
-        self._shut()
-        if self._host is not None:
-            self._host.close()
-
-    def through(self, host: Host, minutes: float) -> None:
-        """From now on candidates may be measured through `host`, for `minutes` more."""
-        self._shut()
-        self._host = host
-        self._phase_s, self._budget_s = self._elapsed, self._elapsed + 60 * minutes
-
-    def _shut(self) -> None:
+        """What is open; a server belongs to who made it."""
         if self._live is not None:
             self._live.close()
             self._live = None
+
+    def through(self, host: Host, minutes: float) -> None:
+        """From now on candidates may be measured through `host`, for `minutes` more."""
+        self.close()
+        self._host = host
+        self._phase_s, self._budget_s = self._elapsed, self._elapsed + 60 * minutes
 
     def trial(self, candidate: Candidate) -> Trial:
         return Trial(candidate=candidate, digest=digest_of(self._key(candidate)), seconds=0.0)
@@ -156,7 +151,7 @@ class Workbench:
 
     def at_objective(self, candidate: Candidate, *, repeat: int = 0) -> Load:
         if repeat:
-            self._shut()  # a confirmation is built afresh
+            self.close()  # a confirmation is built afresh
         if self._noise is None:
             self._noise = self._pilot()
         return self._open_loop("objective", candidate, self._objective.throughput, seed=repeat)
@@ -205,7 +200,7 @@ class Workbench:
         return replace(trial, seconds=spent, engine=engine, build_seconds=build.seconds, padding_pct=padding)
 
     def _timed_build(self, candidate: Candidate) -> Build:
-        self._shut()
+        self.close()
         live = self._new(candidate)
         live.close()
         return Build(seconds=live.build_seconds)
@@ -276,7 +271,7 @@ class Workbench:
 
     def _open(self, candidate: Candidate) -> Live | ServedLive:
         if self._live is None or self._live.candidate != candidate:
-            self._shut()
+            self.close()
             self._live, self._warm = self._new(candidate), False
             seconds = self._live.build_seconds
             self._once("build", candidate, "build", Build, lambda: Build(seconds=seconds))

@@ -25,7 +25,7 @@ from redline.serve.admin import Service, running_service
 from redline.serve.daemon import start_detached, stop_service
 from redline.serve.repository import releases_in, write_repository
 from redline.serve.state import REPOSITORY, Event, read_events
-from redline.serving import prepare_service
+from redline.serving import prepare_service, service_folder
 from redline.store import Store, digest_of
 
 CUSTOM = 'head = { kind = "custom", function = "planted_heads:plain" }'
@@ -37,6 +37,7 @@ class Case:
 
     def __init__(self, folder: Path, chosen: Candidate | None = None, **project: Any) -> None:
         self.runs = folder / "runs"
+        self.images = folder / "val"
         self.spec: Spec = blob_case.project(folder, **project)
         self.record: RunRecord = blob_case.finished_run(self.spec, self.runs, chosen)
         self.folder = prepare_service(self.spec, self.runs)
@@ -62,11 +63,12 @@ class Case:
         images = {digest_of(Path(image.path).read_bytes()): Path(image.path) for image in self.expected.dataset.images}
         return {golden.file: images[golden.sha256] for golden in made.golden}
 
-    def copy(self, folder: Path) -> Case:
-        """The same project with a service folder of its own."""
+    def copy(self, runs: Path) -> Case:
+        """The same project with runs, and so a service folder, of its own."""
         found = copy.copy(self)
-        shutil.copytree(self.folder, folder)
-        found.folder, found.repository = folder, folder / REPOSITORY
+        shutil.copytree(self.runs, runs)
+        found.runs, found.folder = runs, service_folder(self.spec, runs)
+        found.repository = found.folder / REPOSITORY
         return found
 
     def start(self) -> Service:
@@ -84,6 +86,9 @@ class Case:
     def order(self, number: int, what: str) -> None:
         """Make a release with a head of `planted_heads` go wrong."""
         (self.repository / f"{self.spec.serve.name}_r{number}" / str(number) / "code" / what).touch()
+
+    def countermand(self, number: int, what: str) -> None:
+        (self.repository / f"{self.spec.serve.name}_r{number}" / str(number) / "code" / what).unlink()
 
     def events(self) -> tuple[Event, ...]:
         return read_events(self.folder, last=200)
@@ -160,6 +165,11 @@ class Answer:
     @property
     def release(self) -> int:
         return int(self.body["release"])
+
+    @property
+    def code(self) -> str:
+        """Of an error."""
+        return str(self.body["error"]["code"]) if self.status not in (0, 200) else ""
 
     def detections(self) -> Detections:
         found = self.body["detections"]

@@ -21,7 +21,7 @@ TOLERANCE: dict[Precision, float] = {
     # Two fp32 implementations differ by the order of their sums: unit roundoff 6e-8, some 1e-4 after the layers of a
     # detector (2e-4 seen between YOLOX-Nano realisations). Times five.
     "fp32": 1e-3,
-    # Operands have float16's 10 bits, sums are FP32's: the same bound holds.
+    # Operands have float16's 10 bits, sums are FP32's: the bound of fp16 below holds.
     "tf32": 2e-2,
     # Unit roundoff 2^-11 = 5e-4, independent errors of ~100 layers grow as their square root: 5e-3; the largest of a
     # million elements lies about four standard deviations out.

@@ -111,6 +111,7 @@ def space(
 
 def _precisions(spec: Spec) -> list[Refusal]:
     reasons = {
+        "tf32": "a mode of NVIDIA GPUs' tensor cores, and this version runs on the CPU only",
         "fp16": "CPU runners compute FP16 in FP32 after conversion, so it can only be slower; it needs a GPU engine",
         "int8": "needs calibrated Q/DQ in the graph, which this version does not make yet",
     }

@@ -21,7 +21,7 @@ from redline.serve.admin import Admin, Service, running_service
 from redline.serve.environment import find_environment
 from redline.serve.gateway.app import new_event_loop
 from redline.serve.processes import identity
-from redline.serve.state import INFO, ServiceInfo, last_port, read_settings, write_info
+from redline.serve.state import ServiceInfo, last_port, read_settings, write_info
 from redline.serve.supervisor import Decide, Supervisor
 from redline.store.disk import flocked, guarded
 
@@ -29,6 +29,8 @@ START_S = 60.0
 STOP_S = 60.0
 DAEMON_LOG, DAEMON_LOCK = "service.log", "service.lock"
 WATCH_S = 0.2
+RUNS_ALREADY = 5
+"""Exit code of a service's process that found another one in its folder."""
 
 
 def run_service(folder: Path, decide: Decide, ready: Callable[[ServiceInfo], None]) -> None:
@@ -111,20 +113,17 @@ def start_detached(folder: Path) -> Service:
     if running is not None:
         return running
     find_environment()
-    log, process, others = folder / DAEMON_LOG, _launch(folder), False
+    log, process = folder / DAEMON_LOG, _launch(folder)
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         found = running_service(folder)
         if found is not None:
             return found
-        if process.poll() is not None:
-            # Somebody else's was faster, or the one before has not quite ended.
-            if _held(folder):
-                others = True
-            elif others:
-                process, others = _launch(folder), False
-            else:
-                break
+        if process.poll() not in (None, RUNS_ALREADY):
+            break
+        # Somebody else's was faster, or the one before has not quite ended.
+        if process.poll() == RUNS_ALREADY and not _held(folder):
+            process = _launch(folder)
         time.sleep(0.05)
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
@@ -163,6 +162,3 @@ def stop_service(folder: Path) -> bool:
     except psutil.TimeoutExpired:
         raise StoreError("serve.stop", "the service does not end", got=f"pid {process.pid}", fix="kill it") from None
     return True
-
-
-__all__ = ["INFO", "run_service", "start_detached", "stop_service"]

@@ -169,7 +169,7 @@ def test_nan_leaves_in_no_form(binary: bool) -> None:
         http(204, b""),
         http(302, b"", {"Location": "http://127.0.0.1:1/"}),
         http(500, b"<html>/opt/server/secret"),
-        http(500, b'{"error": "Failed: /root/x/model.py"}'),
+        http(500, b'{"error": "Failed: /srv/models/x/model.py"}'),
         http(501, b'{"error": "x"}'),
         http(403, b'{"error": "x"}'),
         b"garbage\r\n\r\n",

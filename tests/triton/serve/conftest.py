@@ -25,4 +25,4 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture
 def case(project: Case, tmp_path: Path) -> Case:
-    return project.copy(tmp_path / "service")
+    return project.copy(tmp_path / "runs")
