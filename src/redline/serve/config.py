@@ -94,8 +94,7 @@ def render(release: Release, target: Target) -> tuple[ModelFiles, ...]:
     network = _network(release, target)
     if pipeline == "bls":
         return (network, _tensor(release), _entry(release))
-    steps = (_prepare(release), _finish(release))
-    return (network, *steps, _joined(release, "tensor"), _joined(release, "entry"))
+    return (network, _prepare(release), _finish(release), _tensor(release), _ensemble(release))
 
 
 def render_stable(service: str, release: Release, target: Target) -> tuple[ModelFiles, ...]:
@@ -145,13 +144,13 @@ def _tensor(release: Release) -> ModelFiles:
 
 
 def _detecting(release: Release, role: Role, config: Any) -> ModelFiles:
-    """An entry or tensor process. In bls it calls another model, which may not be there yet while it loads: no warm-up."""
+    """An entry or tensor process. Unless fused it calls another model, which may not be there while it loads: no warm-up."""
     candidate = release.candidate
     assert candidate.serving is not None
     blocks.detections(config, release.postprocess.max_detections)
     fused = candidate.serving.pipeline == "fused"
     blocks.processes(config, candidate.concurrency if fused else candidate.serving.workers)
-    blocks.batching(config, release, waits=True)
+    blocks.batching(config, release, waits=candidate.serving.pipeline != "ensemble")
     if not fused:
         return _files(release, role, config)
     if role == "tensor":
@@ -207,19 +206,16 @@ def _finish(release: Release) -> ModelFiles:
     return _files(release, "finish", config)
 
 
-def _joined(release: Release, role: Role) -> ModelFiles:
-    """An ensemble: prepare (for images), network, finish."""
-    config = _start(release, role)
+def _ensemble(release: Release) -> ModelFiles:
+    """The entry as an ensemble: prepare, network, finish. Tensors have a process of their own all the same (`_tensor`): only
+    there is a tensor held against its placement, and a client's mistake told from the release's."""
+    config = _start(release, "entry")
     config.platform = "ensemble"
     engine, number = release.engine, release.number
     placed = (names.PLACEMENT, names.PLACEMENT)
-    if role == "entry":
-        blocks.image_input(config)
-        prepare = names.model_name(release.service, number, "prepare")
-        blocks.step(config, prepare, number, [(names.IMAGE, names.IMAGE)], [(names.IMAGES, names.IMAGES), placed])
-    else:
-        blocks.tensor(config.input.add(), names.IMAGES, "TYPE_FP32", image_dims(release))
-        blocks.placement(config.input.add())
+    blocks.image_input(config)
+    prepare = names.model_name(release.service, number, "prepare")
+    blocks.step(config, prepare, number, [(names.IMAGE, names.IMAGE)], [(names.IMAGES, names.IMAGES), placed])
     # An engine may name an output as an answer is named ("boxes"): inside the ensemble raw outputs have names of their own.
     raw = [(output.name, f"raw_{index}") for index, output in enumerate(engine.outputs)]
     network = names.model_name(release.service, number, "network")
@@ -227,7 +223,7 @@ def _joined(release: Release, role: Role) -> ModelFiles:
     finish = names.model_name(release.service, number, "finish")
     blocks.step(config, finish, number, [*raw, placed], [(name, name) for name in names.DETECTIONS])
     blocks.detections(config, release.postprocess.max_detections)
-    return _files(release, role, config)
+    return _files(release, "entry", config)
 
 
 def _stable(service: str, release: Release, role: Role) -> ModelFiles:

@@ -223,7 +223,7 @@ CHANGES = [
     ("engine-graph", PLAN, CONTAINER, "network", graph(lower_dim=[3, 64, 96])),
     ("engine-graph", PLAN, CONTAINER, "network", graph(other_input=[3, 96, 96])),
     ("engine-graph", BLS, CONTAINER, "network", no_cuda_graph_backend),
-    ("ensemble-steps", ENSEMBLE, EMBEDDED, "tensor", put("ensemble_scheduling.step", [])),
+    ("ensemble-steps", ENSEMBLE, EMBEDDED, "entry", put("ensemble_scheduling.step", [])),
     ("ensemble-model", ENSEMBLE, EMBEDDED, "entry", put("ensemble_scheduling.step.0.model_name", "nobody")),
     ("ensemble-version", ENSEMBLE, EMBEDDED, "entry", put("ensemble_scheduling.step.0.model_version", -1)),
     ("ensemble-version", ENSEMBLE, EMBEDDED, "entry", put("ensemble_scheduling.step.0.model_version", 2)),
@@ -239,7 +239,7 @@ CHANGES = [
     ("ensemble-twice", ENSEMBLE, EMBEDDED, "entry", map_to(2, "output_map", "count", "labels")),
     ("ensemble-output", ENSEMBLE, EMBEDDED, "entry", unmap(2, "output_map", "count")),
     ("ensemble-output", ENSEMBLE, EMBEDDED, "entry", put("output.3.data_type", triton.TYPE_INT64)),
-    ("ensemble-cycle", ENSEMBLE, EMBEDDED, "tensor", put("ensemble_scheduling.step.0.model_name", "detector_r3_tensor")),
+    ("ensemble-cycle", ENSEMBLE, EMBEDDED, "entry", put("ensemble_scheduling.step.0.model_name", "detector_r3")),
 ]  # fmt: skip
 
 

@@ -125,7 +125,7 @@ def test_the_entry_of_a_fused_release():
     [
         ("fused", {"entry": 2, "tensor": 2}),
         ("bls", {"entry": 3, "tensor": 3, "network": 2}),
-        ("ensemble", {"prepare": 3, "finish": 3, "network": 2}),
+        ("ensemble", {"prepare": 3, "finish": 3, "tensor": 3, "network": 2}),
     ],
 )
 def test_processes_are_the_candidates_concurrency_and_workers(pipeline, counts):

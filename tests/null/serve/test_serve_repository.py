@@ -76,7 +76,7 @@ def test_what_a_fused_release_consists_of(folder, given):
 
 def test_an_ensemble_has_its_version_folders_and_each_network_one_place(folder, given):
     write_repository(folder, release("ensemble"), "embedded", **given)
-    assert files_of(folder / "detector_r3_tensor") == ["3/.gitkeep", "config.pbtxt"]
+    assert files_of(folder / "detector_r3_tensor") == ["3/__pycache__", "3/model.py", "config.pbtxt"]
     assert [path for path in files_of(folder) if path.endswith("network.onnx")] == ["detector_r3/3/network.onnx"]
     assert "detector_r3/3/model.py" not in files_of(folder), "an ensemble has no code of its own"
 
