@@ -152,7 +152,8 @@ def test_a_release_that_turns_bad_on_probation_is_rolled_back_within_ten_seconds
     assert (last.source, last.to, last.cause) == (number, 1, "automatic"), f"after {seconds:.1f} s"
     assert reason in last.reason
     assert number in state.failed
-    end = [answer for answer in stream.answers if answer.at_s > stream.answers[-1].at_s - 1]
+    # Answers come as they end: the last may be one that waited at the slow release since long before the switch.
+    end = [answer for answer in stream.answers if answer.at_s > max(one.at_s for one in stream.answers) - 1]
     assert {answer.status for answer in end} == {200}
     assert {answer.release for answer in end} == {1}
     assert all(differs(case.expected.detections[answer.image], answer.detections()) is None for answer in end)
