@@ -8,9 +8,7 @@ import math
 import mmap
 import os
 import secrets
-import socket
 import threading
-from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,13 @@ from redline.errors import BadInput, StoreError, TrialError
 from redline.records import Detections
 from redline.serve.control import Control
 from redline.serve.names import IMAGES, PLACEMENT, PLACEMENT_NUMBERS
+from redline.serve.wire import Wire, WireError
 
-HEADER_LENGTH = "Inference-Header-Content-Length"
+HEADER_LENGTH = b"inference-header-content-length"
+HEAD = (
+    b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/octet-stream\r\n"
+    b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n"
+)
 DTYPES: dict[str, Any] = {"FP32": np.float32, "FP64": np.float64, "INT32": np.int32, "INT64": np.int64}
 
 
@@ -33,9 +36,9 @@ class Endpoint:
 
     def __init__(self, port: int, model: str, version: int | None = None, *, timeout_s: float = 30.0) -> None:
         at = f"/versions/{version}" if version is not None else ""
-        self._port, self._path, self._timeout_s = port, f"/v2/models/{model}{at}/infer", timeout_s
+        self._port, self._path, self._timeout_s = port, f"/v2/models/{model}{at}/infer".encode(), timeout_s
         self._local = threading.local()
-        self._open: set[HTTPConnection] = set()
+        self._open: set[Wire] = set()
 
     def detect(self, image: bytes) -> Detections:
         """Raises BadInput if the server refuses the image (4xx), TrialError if it fails (5xx), StoreError if it is away."""
@@ -43,71 +46,58 @@ class Endpoint:
 
     def send(self, image: bytes) -> tuple[bytes, int]:
         """The answer as it came, and the length of its JSON header. Raises as `detect`."""
-        header = json.dumps(
-            {
-                "inputs": [
-                    {
-                        "name": "image",
-                        "datatype": "BYTES",
-                        "shape": [1, 1],
-                        "parameters": {"binary_data_size": len(image) + 4},
-                    }
-                ],
-                "parameters": {"binary_data_output": True},
-            }
-        ).encode()
-        body = b"".join((header, len(image).to_bytes(4, "little"), image))
-        return self.post(body, {HEADER_LENGTH: str(len(header)), "Content-Type": "application/octet-stream"})
+        size = {"binary_data_size": len(image) + 4}
+        wanted = {"name": "image", "datatype": "BYTES", "shape": [1, 1], "parameters": size}
+        header = json.dumps({"inputs": [wanted], "parameters": {"binary_data_output": True}}).encode()
+        return self.post(header, len(image).to_bytes(4, "little"), image)
 
     def close(self) -> None:
         """Every thread's connection; a later request opens a new one."""
-        for connection in tuple(self._open):
-            connection.close()
+        for wire in tuple(self._open):
+            wire.close()
         self._open.clear()
         self._local = threading.local()
 
     def _drop(self) -> None:
         """The calling thread's connection."""
-        connection: HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-            self._open.discard(connection)
-            self._local.connection = None
+        wire: Wire | None = getattr(self._local, "wire", None)
+        if wire is not None:
+            wire.close()
+            self._open.discard(wire)
+            self._local.wire = None
 
-    def post(self, body: bytes, headers: dict[str, str]) -> tuple[bytes, int]:
-        """A whole KServe v2 request. The answer as it came, and the length of its JSON header. Raises as `detect`."""
-        fresh = getattr(self._local, "connection", None) is None
+    def post(self, header: bytes, *data: bytes) -> tuple[bytes, int]:
+        """A KServe v2 request: its JSON and the binary data after it. The answer and its JSON's length. Raises as `detect`."""
+        fresh = getattr(self._local, "wire", None) is None
         try:
-            answer = self._exchange(body, headers)
-        except (OSError, HTTPException) as error:
+            status, length, answer = self._exchange(header, *data)
+        except (OSError, WireError) as error:
             self._drop()
             if fresh or isinstance(error, TimeoutError):
                 raise StoreError("serve.unreachable", "the server does not answer", got=repr(error)) from error
             # A kept connection may have been closed by the server meanwhile: that is not the server's failure.
             try:
-                answer = self._exchange(body, headers)
-            except (OSError, HTTPException) as again:
+                status, length, answer = self._exchange(header, *data)
+            except (OSError, WireError) as again:
                 self._drop()
                 raise StoreError("serve.unreachable", "the server does not answer", got=repr(again)) from again
-        status, length, data = answer
         if status == 200:
-            return data, length
-        what = data.decode(errors="replace")[:500]
+            return answer, length
+        what = answer.decode(errors="replace")[:500]
         if 400 <= status < 500:
             raise BadInput("serve.refused-request", f"the server refused the request ({status})", got=what)
         raise TrialError("serve.failed-request", f"the server failed ({status})", got=what)
 
-    def _exchange(self, body: bytes, headers: dict[str, str]) -> tuple[int, int, bytes]:
-        connection: HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = HTTPConnection("127.0.0.1", self._port, timeout=self._timeout_s)
-            connection.connect()
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._local.connection = connection
-            self._open.add(connection)
-        connection.request("POST", self._path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, int(answer.headers.get(HEADER_LENGTH) or 0), answer.read()
+    def _exchange(self, *body: bytes) -> tuple[int, int, bytes]:
+        wire: Wire | None = getattr(self._local, "wire", None)
+        if wire is None:
+            wire = self._local.wire = Wire(self._port, self._timeout_s)
+            self._open.add(wire)
+        request = HEAD % (self._path, len(body[0]), sum(len(piece) for piece in body))
+        head, answer = wire.exchange(request, *body)
+        if not head.keeps:
+            self._drop()
+        return head.status, int(head.headers.get(HEADER_LENGTH) or 0), answer
 
 
 def answer_arrays(data: bytes, header: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -173,8 +163,7 @@ class SharedTensor:
 
     def detect(self) -> Detections:
         """Raises as `Endpoint.detect`."""
-        headers = {HEADER_LENGTH: str(len(self._header)), "Content-Type": "application/octet-stream"}
-        return unpack(answer_arrays(*self._endpoint.post(self._header, headers)), 0)
+        return unpack(answer_arrays(*self._endpoint.post(self._header)), 0)
 
     def close(self) -> None:
         self._endpoint.close()

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from redline.serve.gateway.body import Piece
+from redline.serve.http_head import Head, read_head
 
-HEAD_BYTES: Final = 16_384
-"""Longest head of an answer."""
 IDLE: Final = 64
 """Connections kept while nothing is asked; those of a burst beyond it are closed."""
 
@@ -53,8 +52,7 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Answered] | None = None
         self._received = bytearray()
-        self._head: tuple[int, dict[bytes, bytes]] | None = None
-        self._body_start = self._end = 0
+        self._head: Head | None = None
         self.usable = False
         """Open, and nothing of an earlier exchange is left in it."""
 
@@ -94,39 +92,18 @@ class Link(asyncio.Protocol):
         self._received += data
         if self._head is None:
             try:
-                self._read_head()
+                self._head = read_head(self._received)
             except (ValueError, IndexError, KeyError) as error:
                 return self._fail(LinkGarbage(str(error)))
-        if self._head is None or len(self._received) < self._end:
+        if self._head is None or len(self._received) < self._head.end:
             return None
-        if len(self._received) > self._end:
+        if len(self._received) > self._head.end:
             return self._fail(LinkGarbage("more data than announced"))
-        (status, headers), body = self._head, bytes(memoryview(self._received)[self._body_start :])
+        head, body = self._head, bytes(memoryview(self._received)[self._head.start :])
         self._received, self._head = bytearray(), None
-        self.usable = headers.get(b"connection", b"").lower() != b"close"
-        self._waiter.set_result(Answered(status=status, headers=headers, body=body))
+        self.usable = head.keeps
+        self._waiter.set_result(Answered(status=head.status, headers=head.headers, body=body))
         return None
-
-    def _read_head(self) -> None:
-        """Raises ValueError, IndexError or KeyError for a head that is not taken."""
-        end = self._received.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._received) > HEAD_BYTES:
-                raise ValueError("a head without end")
-            return
-        first, *lines = bytes(self._received[:end]).split(b"\r\n")
-        version, status, *_ = first.split(b" ", 2)
-        headers = {}
-        for line in lines:
-            name, colon, value = line.partition(b":")
-            if not colon:
-                raise ValueError("a header without a colon")
-            headers[name.lower()] = value.strip()
-        length = headers[b"content-length"]
-        if version != b"HTTP/1.1" or not length.isdigit() or b"transfer-encoding" in headers or not 200 <= int(status) < 600:
-            raise ValueError("another kind of answer")
-        self._head, self._body_start = (int(status), headers), end + 4
-        self._end = self._body_start + int(length)
 
     def _fail(self, error: LinkError) -> None:
         self.usable = False
