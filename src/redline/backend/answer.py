@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def placement_of(numbers: NDArray[Any], tensor_hw: tuple[int, int]) -> Placement
     allowed = f"positive sizes and scales, offsets >= 0, input size {tensor_hw[0]} x {tensor_hw[1]}"
     sound = (
         len(values) == PLACEMENT_NUMBERS
-        and all(np.isfinite(values))
+        and all(map(math.isfinite, values))
         and all(value >= 1 and value == int(value) for value in values[:4])
         and all(value > 0 for value in values[4:6])
         and all(value >= 0 and value == int(value) for value in values[6:])

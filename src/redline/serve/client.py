@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import mmap
@@ -103,26 +104,31 @@ class Endpoint:
 def answer_arrays(data: bytes, header: int) -> dict[str, np.ndarray[Any, Any]]:
     """The outputs of a KServe v2 answer whose outputs are all binary, by name. Raises TrialError (serve.answer)."""
     try:
-        outputs = json.loads(data[:header])["outputs"]
-        at, arrays = header, {}
-        for output in outputs:
-            size = output["parameters"]["binary_data_size"]
-            arrays[output["name"]] = _array(output, data[at : at + size])
-            at += size
+        return {name: _array(data[start:end], kind, shape) for name, kind, shape, start, end in _layout(data[:header])}
     except (KeyError, TypeError, ValueError) as error:
         raise TrialError("serve.answer", "an answer of the server cannot be read", got=repr(error)) from error
-    return arrays
 
 
-def _array(output: dict[str, Any], data: bytes) -> np.ndarray[Any, Any]:
-    if output["datatype"] != "BYTES":
-        return np.frombuffer(data, DTYPES[output["datatype"]]).reshape(output["shape"])
+@functools.lru_cache(maxsize=64)
+def _layout(header: bytes) -> tuple[tuple[str, Any, tuple[int, ...], int, int], ...]:
+    """Of each output its name, dtype (None: texts), shape, start and end. Answers of one shape have equal headers."""
+    at, found = len(header), []
+    for output in json.loads(header)["outputs"]:
+        kind, end = output["datatype"], at + output["parameters"]["binary_data_size"]
+        found.append((output["name"], None if kind == "BYTES" else DTYPES[kind], tuple(output["shape"]), at, end))
+        at = end
+    return tuple(found)
+
+
+def _array(data: bytes, kind: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    if kind is not None:
+        return np.frombuffer(data, kind).reshape(shape)
     texts, at = [], 0
     while at < len(data):
         length = int.from_bytes(data[at : at + 4], "little")
         texts.append(data[at + 4 : at + 4 + length])
         at += 4 + length
-    return np.array(texts, np.object_).reshape(output["shape"])
+    return np.array(texts, np.object_).reshape(shape)
 
 
 class SharedTensor:
