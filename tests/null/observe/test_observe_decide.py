@@ -253,3 +253,15 @@ def test_the_documented_delays_are_the_computed_ones() -> None:
     for name, rate, median, late in rows:
         chances = chance_of_rollback(*shares[name], int(rate), 20.0)
         assert (LOOKS_S[(chances > 0.5).argmax()], LOOKS_S[(chances > 0.99).argmax()]) == (float(median), float(late)), name
+
+
+def test_the_documented_false_alarms_are_the_computed_ones() -> None:
+    """The sentence below that table. What is simulated there has tests of its own above."""
+    edge, errors = chance_of_rollback("slow", 0.05, 10)[-1], chance_of_rollback("errors", 0.001, 10)[-1]
+    inside = chance_of_rollback("slow", 0.02, 10)[-1]
+    computed = (
+        f"exactly 5 % slow, {1e6 * edge:.0f} in a million at 10/s; exactly 0.1 % errors, {1e6 * errors:.0f} in a million; "
+        f"2 % slow, {1e12 * inside:.0f} in 10^12"
+    )
+    text = (Path(__file__).parents[3] / "docs" / "observe.md").read_text(encoding="utf-8")
+    assert computed in " ".join(text.split())
