@@ -34,10 +34,10 @@ def main() -> int:
     options.add_argument("--rate", type=float, help="requests/s; default: 60 %% of the knee")
     given = options.parse_args()
     case, result = demo_case(given.work, given.minutes), dict[str, Any]()
-    outcome = api.release(case.spec.path, runs=case.runs, progress=False)
-    if outcome.gateway_port is None or outcome.verdict.answer != "pass":
-        raise SystemExit(outcome.verdict.reason)
     try:
+        outcome = api.release(case.spec.path, runs=case.runs, progress=False)
+        if outcome.gateway_port is None or outcome.verdict.answer != "pass":
+            raise SystemExit(outcome.verdict.reason)
         rate = given.rate or SHARE * search_knee(case, outcome.gateway_port)
         with watched(result):
             result |= soak(case, outcome.gateway_port, rate, given.requests)

@@ -45,10 +45,10 @@ def main() -> int:
 
 def measure(case: Case) -> dict[str, Any]:
     objective, result = case.spec.objective, dict[str, Any]()
-    first = api.release(case.spec.path, runs=case.runs, progress=False)
-    if first.verdict.answer != "pass" or first.gateway_port is None:
-        raise SystemExit(f"{case.name}: the first release did not pass: {first.verdict.reason}")
     try:
+        first = api.release(case.spec.path, runs=case.runs, progress=False)
+        if first.verdict.answer != "pass" or first.gateway_port is None:
+            raise SystemExit(f"{case.name}: the first release did not pass: {first.verdict.reason}")
         with watched(result):
             knee = search_knee(case, first.gateway_port)
             result |= {"objective_p95_ms": objective.p95_ms, "knee_per_s": knee}
