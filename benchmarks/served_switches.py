@@ -109,8 +109,7 @@ def switches(case: Case, port: int, rate: float, first: int) -> dict[str, Any]:
 
 def act_of(case: Case, kind: str) -> tuple[str, float, float, int | None]:
     """One switch through the service's own acts: the copies that are released differ in their number alone."""
-    from redline.releasing import _golden_files as golden_files
-    from redline.releasing import expect, make_release
+    from redline.releasing import expect, golden_files, make_release
     from redline.serve.repository import releases_in, write_repository
     from redline.serve.state import REPOSITORY
 

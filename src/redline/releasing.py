@@ -101,7 +101,7 @@ def release(
         number = 1 + max((*state.releases, *releases_in(folder / REPOSITORY, spec.serve.name)), default=0)
         made = make_release(spec, record, candidate, trial, expected, number)
         with progress.stage(f"release {number} of {spec.serve.name}"):
-            with _golden_files(made, expected) as files:
+            with golden_files(made, expected) as files:
                 write_repository(folder / REPOSITORY, made, "embedded", network_file=network, golden_files=files)
             _forget_old(folder, spec.serve.name)
         return _roll_out(service, made, expected, spec, progress, folder, hold=hold, probe=probe)
@@ -124,7 +124,7 @@ def _render_for_container(
         expected = expect(spec, record, candidate, network)
         number = 1 + max(releases_in(folder, spec.serve.name), default=0)
         made = make_release(spec, record, candidate, trial, expected, number)
-        with _golden_files(made, expected) as files:
+        with golden_files(made, expected) as files:
             write_repository(folder, made, "container", network_file=network, golden_files=files)
         write_stable(folder, made.service, made)
     reason = f"rendered for NVIDIA's image, not verified: {folder / 'README.md'} says how to start it"
@@ -337,7 +337,7 @@ def _golden(expected: Expected, index: int) -> Golden:
 
 
 @contextlib.contextmanager
-def _golden_files(made: Release, expected: Expected) -> Iterator[dict[str, Path]]:
+def golden_files(made: Release, expected: Expected) -> Iterator[dict[str, Path]]:
     """The golden images as files, by name, for as long as it takes to copy them into a repository."""
     by_digest = {hashlib.sha256(data).hexdigest(): data for data in expected.encoded}
     with guarded("write", Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="redline-") as name:
