@@ -26,7 +26,7 @@ class Head:
         return self.headers.get(b"connection", b"").lower() != b"close"
 
 
-def read_head(received: bytearray) -> Head | None:
+def read_head(received: bytes | bytearray) -> Head | None:
     """None: not all of it is there yet. Raises ValueError, IndexError or KeyError for a head that is not taken."""
     end = received.find(b"\r\n\r\n")
     if end < 0:

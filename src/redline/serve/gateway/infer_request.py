@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import re
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic_core import to_json
 
 from redline.serve.gateway.body import Body, Piece
 from redline.serve.gateway.limits import Limits, ModelLimits, TensorLimit
 from redline.serve.gateway.strict_json import check_size, parse
 from redline.serve.gateway.tensor_data import bad, check_binary, json_bytes
 
-DIGITS = re.compile(r"[0-9]{1,12}", re.ASCII)
+MOST_DIGITS = 12
 TOP = ("id", "parameters", "inputs", "outputs")
+INPUT = ("name", "datatype", "shape", "parameters", "data")
 SHARED_MEMORY = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WantedOutput:
+class WantedOutput(NamedTuple):
     name: str
     binary: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A sound request: `header` and the pieces after it are what Triton is sent; all outputs are asked for, binary."""
 
     header: bytes
@@ -41,8 +40,7 @@ def one_image(body: Body, model: ModelLimits) -> InferRequest:
     """A body that is one image and nothing else."""
     if not body.size:
         raise bad("body-empty", "there is no image in the body", got="0 bytes", fix="send the bytes of a JPEG or PNG file")
-    wanted = tuple(WantedOutput(name=name, binary=True) for name in model.outputs)
-    return InferRequest(header=b"", pieces=body.pieces, wanted=wanted, batch=1)
+    return InferRequest(header=b"", pieces=body.pieces, wanted=_all_outputs(model.outputs, True), batch=1)
 
 
 def read_request(body: Body, header_length: Sequence[str], model: ModelLimits, limits: Limits) -> InferRequest:
@@ -62,7 +60,7 @@ def read_request(body: Body, header_length: Sequence[str], model: ModelLimits, l
     binary_default = _request_parameters(fields.get("parameters"))
     wanted = _outputs(fields.get("outputs"), model, binary_default)
     inputs, pieces, batch = _inputs(fields.get("inputs"), model, body, None if length is None else size)
-    header = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    header = to_json({"inputs": inputs, "parameters": {"binary_data_output": True}})
     return InferRequest(header=header, pieces=pieces, wanted=wanted, batch=batch, id=identity)
 
 
@@ -70,9 +68,10 @@ def _header_length(body: Body, values: Sequence[str]) -> int | None:
     if not values:
         return None
     name = "Inference-Header-Content-Length"
-    if len(values) > 1 or not DIGITS.fullmatch(values[0]):
+    text = values[0]
+    if len(values) > 1 or len(text) > MOST_DIGITS or not (text.isascii() and text.isdigit()):
         raise bad("header-length", f"{name} must be one whole number", got=", ".join(values))
-    length = int(values[0])
+    length = int(text)
     if length > body.size:
         raise bad("header-length", f"{name} is beyond the body", got=length, allowed=f"0 to {body.size}, the bytes received")
     return length
@@ -115,7 +114,12 @@ def _outputs(value: object, model: ModelLimits, binary: bool) -> tuple[WantedOut
         _no_shared_memory(parameters)
         _known(parameters, ("binary_data",), "output parameter")
         found[name] = WantedOutput(name=name, binary=_flag(parameters, "binary_data", binary))
-    return tuple(found.values()) or tuple(WantedOutput(name=name, binary=binary) for name in model.outputs)
+    return tuple(found.values()) or _all_outputs(model.outputs, binary)
+
+
+@functools.cache
+def _all_outputs(names: tuple[str, ...], binary: bool) -> tuple[WantedOutput, ...]:
+    return tuple(WantedOutput(name, binary) for name in names)
 
 
 def _inputs(
@@ -127,7 +131,7 @@ def _inputs(
     converted: list[Piece] = []
     start = json_size if json_size is not None else body.size
     for fields in _list(value, "inputs"):
-        _known(fields, ("name", "datatype", "shape", "parameters", "data"), "input field")
+        _known(fields, INPUT, "input field")
         name = fields.get("name")
         if not isinstance(name, str) or name not in known:
             raise bad("input-unknown", "there is no such input", got=name, allowed=list(known))
@@ -167,13 +171,12 @@ def _shape(fields: dict[str, Any], tensor: TensorLimit, model: ModelLimits) -> l
     if fields.get("datatype") != tensor.datatype:
         raise bad("datatype", f"{tensor.name} has another datatype", got=fields.get("datatype"), allowed=tensor.datatype)
     shape = fields.get("shape")
-    allowed = f"[batch, {', '.join(str(size) if size > 0 else 'any' for size in tensor.dims)}]"
     if not isinstance(shape, list) or len(shape) != 1 + len(tensor.dims) or not all(type(size) is int for size in shape):
         raise bad(
             "shape",
             f"the shape of {tensor.name} must be a list of {1 + len(tensor.dims)} whole numbers",
             got=shape,
-            allowed=allowed,
+            allowed=_allowed(tensor),
         )
     if not 1 <= shape[0] <= model.max_batch:
         raise bad(
@@ -184,8 +187,12 @@ def _shape(fields: dict[str, Any], tensor: TensorLimit, model: ModelLimits) -> l
             fix="send several requests",
         )
     if not all(size == limit if limit > 0 else size > 0 for size, limit in zip(shape[1:], tensor.dims, strict=True)):
-        raise bad("shape", f"{tensor.name} has another shape", got=shape, allowed=allowed)
+        raise bad("shape", f"{tensor.name} has another shape", got=shape, allowed=_allowed(tensor))
     return shape
+
+
+def _allowed(tensor: TensorLimit) -> str:
+    return f"[batch, {', '.join(str(size) if size > 0 else 'any' for size in tensor.dims)}]"
 
 
 def _binary_size(fields: dict[str, Any], tensor: TensorLimit) -> int | None:
@@ -204,18 +211,20 @@ def _binary_size(fields: dict[str, Any], tensor: TensorLimit) -> int | None:
 
 
 def _no_shared_memory(parameters: dict[str, Any]) -> None:
-    if found := [name for name in SHARED_MEMORY if name in parameters]:
-        raise bad(
-            "shared-memory",
-            "there is no shared memory through the gateway",
-            got=found[0],
-            fix="on the server's own machine ask Triton itself",
-        )
+    for name in parameters:
+        if name in SHARED_MEMORY:
+            raise bad(
+                "shared-memory",
+                "there is no shared memory through the gateway",
+                got=name,
+                fix="on the server's own machine ask Triton itself",
+            )
 
 
 def _known(fields: dict[str, Any], names: Sequence[str], what: str) -> None:
-    if unknown := [name for name in fields if name not in names]:
-        raise bad("field-unknown", f"there is no such {what}", got=unknown[0], allowed=list(names))
+    for name in fields:
+        if name not in names:
+            raise bad("field-unknown", f"there is no such {what}", got=name, allowed=list(names))
 
 
 def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
