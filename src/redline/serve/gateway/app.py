@@ -191,7 +191,7 @@ class Gateway:
         """Whether the client is still there."""
         spent_s = time.perf_counter() - call.started_s
         head = self._heads.head(call, status, kind, sum(map(len, body)), lines)
-        there = call.connection.send(call, (head,) if call.method == b"HEAD" else (head, *body))
+        there = call.connection.send(call, head if call.method == b"HEAD" else b"".join((head, *body)))
         if call.begun:
             call.begun = False
             self._answering -= 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
 import httptools
@@ -47,11 +46,12 @@ class Connection(asyncio.Protocol):
     """One client."""
 
     def __init__(self, owner: Owner) -> None:
-        self._owner = owner
+        self._owner, self._limits = owner, owner.limits
         self._loop = asyncio.get_running_loop()
         self._transport = cast(asyncio.Transport, None)
-        self._parser: httptools.HttpRequestParser | None = None
+        self._parser = httptools.HttpRequestParser(self)
         """Of one message."""
+        self._used = False
         self._url = b""
         self._fields: dict[bytes, bytes] = {}
         self._lines = 0
@@ -116,11 +116,11 @@ class Connection(asyncio.Protocol):
 
     # the owner's side
 
-    def send(self, call: Call, pieces: Sequence[bytes | memoryview]) -> bool:
+    def send(self, call: Call, answer: bytes) -> bool:
         """Write the answer to `call`; False if the client has gone."""
         there = not self._transport.is_closing()
         if there:
-            self._transport.writelines(pieces)
+            self._transport.write(answer)
         call.answered, call.wanted = True, False
         self._stop_timer()
         if call.whole:
@@ -144,18 +144,21 @@ class Connection(asyncio.Protocol):
 
     def prepare(self) -> None:
         """For the next request, while nothing waits."""
-        if self._parser is None:
+        if self._used and self._call is None:
             self._parser = httptools.HttpRequestParser(self)
+            self._url, self._lines, self._unproductive, self._ended = b"", 0, 0, False
+            self._fields = {}
+            self._used = False
 
     # what the parser says
 
     def on_url(self, url: bytes) -> None:
         self._url += url
-        if len(self._url) > self._owner.limits.line_bytes or self._call is not None:
+        if len(self._url) > self._limits.line_bytes or self._call is not None:
             raise _unsound("the request line")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        limits = self._owner.limits
+        limits = self._limits
         self._lines += 1
         self._unproductive = 0
         if self._lines > limits.headers or len(name) + len(value) > limits.line_bytes:
@@ -164,7 +167,7 @@ class Connection(asyncio.Protocol):
         fields[name] = value if name not in fields else fields[name] + b", " + value
 
     def on_headers_complete(self) -> None:
-        parser, fields = cast(httptools.HttpRequestParser, self._parser), self._fields
+        parser, fields = self._parser, self._fields
         self._call = Call(self, parser.get_method(), self._url, fields, keeps=parser.should_keep_alive())
         self._left = int(fields.get(b"content-length") or 0)
         self._fields = {}  # of trailers, which mean nothing here
@@ -212,11 +215,12 @@ class Connection(asyncio.Protocol):
 
     def _parse(self, segment: bytes) -> None:
         """Raises Refused for what is not HTTP."""
-        self.prepare()
+        if self._used:
+            self.prepare()
         had, self._unproductive = self._call, self._unproductive + len(segment)
         upgrade = False
         try:
-            cast(httptools.HttpRequestParser, self._parser).feed_data(segment)
+            self._parser.feed_data(segment)
         except httptools.HttpParserUpgrade:
             upgrade = True
         except httptools.HttpParserError as error:
@@ -224,7 +228,7 @@ class Connection(asyncio.Protocol):
         self._tail = b"" if segment.endswith(END) else (self._tail + segment)[-3:]
         call = self._call
         if call is None:
-            if self._unproductive > self._owner.limits.line_bytes * 2:
+            if self._unproductive > self._limits.line_bytes * 2:
                 raise _unsound("a line without end")
             return
         if had is None:
@@ -236,7 +240,7 @@ class Connection(asyncio.Protocol):
             self._chunks, self._unproductive = [], 0
         if self._ended:
             self._whole(call)
-        elif self._unproductive > self._owner.limits.line_bytes * 2:
+        elif self._unproductive > self._limits.line_bytes * 2:
             raise _unsound("a line without end")
 
     def _begin(self, call: Call, *, upgrade: bool) -> None:
@@ -249,9 +253,8 @@ class Connection(asyncio.Protocol):
         self._owner.begin(call)
 
     def _keep(self, call: Call, piece: bytes | memoryview) -> None:
-        limits = self._owner.limits
         try:
-            keep(call, piece, limits, self._owner.buffer)
+            keep(call, piece, self._limits, self._owner.buffer)
         except Refused as refused:
             self._owner.refuse(call, refused)
 
@@ -266,13 +269,13 @@ class Connection(asyncio.Protocol):
     def _await_body(self, call: Call) -> None:
         if self._timer is not None:
             return
-        self._timer = self._loop.call_later(self._owner.limits.upload_s, self._slow)
+        self._timer = self._loop.call_later(self._limits.upload_s, self._slow)
         if b"expect" in call.fields:
             self._transport.write(CONTINUE)
 
     def _slow(self) -> None:
         if self._call is not None and self._call.wanted:
-            self._owner.refuse(self._call, too_slow(self._owner.limits))
+            self._owner.refuse(self._call, too_slow(self._limits))
 
     def _broken(self, refused: Refused) -> None:
         """What came is no HTTP, or no body of the kind that was announced. Nothing after it can be understood."""
@@ -296,8 +299,7 @@ class Connection(asyncio.Protocol):
             self._deaf, self._held = True, b""
             self._transport.close()
             return
-        self._call = self._parser = None
-        self._url, self._lines, self._unproductive, self._ended = b"", 0, 0, False
+        self._call, self._used = None, True
         if self._held and not self._taking and not self._clogged:
             self._go_on()
 
@@ -323,7 +325,7 @@ class Connection(asyncio.Protocol):
 
     def _idle(self) -> None:
         """Looks seldom, so that a request has no timer to move."""
-        now, idle_s = self._loop.time(), self._owner.limits.idle_s
+        now, idle_s = self._loop.time(), self._limits.idle_s
         closing = self._transport.is_closing()
         due = self._idle_since + idle_s if self._call is None or closing else now + idle_s
         if now < due:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import KeysView, Sequence
 from typing import Any, NamedTuple
 
 from pydantic_core import to_json
 
 from redline.serve.gateway.body import Body, Piece
 from redline.serve.gateway.limits import Limits, ModelLimits, TensorLimit
+from redline.serve.gateway.refusal import Refused
 from redline.serve.gateway.strict_json import check_size, parse
 from redline.serve.gateway.tensor_data import bad, check_binary, json_bytes
 
 MOST_DIGITS = 12
-TOP = ("id", "parameters", "inputs", "outputs")
-INPUT = ("name", "datatype", "shape", "parameters", "data")
+# dict.fromkeys: sets that keep their order for messages.
+TOP = dict.fromkeys(("id", "parameters", "inputs", "outputs")).keys()
+PARAMETERS = dict.fromkeys(("binary_data_output",)).keys()
+INPUT = dict.fromkeys(("name", "datatype", "shape", "parameters", "data")).keys()
+INPUT_PARAMETERS = dict.fromkeys(("binary_data_size",)).keys()
+OUTPUT = dict.fromkeys(("name", "parameters")).keys()
+OUTPUT_PARAMETERS = dict.fromkeys(("binary_data",)).keys()
+INTEGERS, OBJECTS = {int}, {dict}
+"""What JSON's values are, exactly: a bool is no int here."""
 SHARED_MEMORY = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 
 
@@ -55,13 +63,14 @@ def read_request(body: Body, header_length: Sequence[str], model: ModelLimits, l
     size = body.size if length is None else length
     check_size(size, limits)
     fields = parse(body.read(0, size), limits)
-    _known(fields, TOP, "request")
-    identity = _identity(fields.get("id"), limits)
-    binary_default = _request_parameters(fields.get("parameters"))
+    if not fields.keys() <= TOP:
+        raise _unknown(fields, TOP, "request")
+    identity = None if fields.get("id") is None else _identity(fields["id"], limits)
+    binary_default = "parameters" in fields and _request_parameters(fields["parameters"])
     wanted = _outputs(fields.get("outputs"), model, binary_default)
     inputs, pieces, batch = _inputs(fields.get("inputs"), model, body, None if length is None else size)
     header = to_json({"inputs": inputs, "parameters": {"binary_data_output": True}})
-    return InferRequest(header=header, pieces=pieces, wanted=wanted, batch=batch, id=identity)
+    return InferRequest(header, pieces, wanted, batch, identity)
 
 
 def _header_length(body: Body, values: Sequence[str]) -> int | None:
@@ -77,9 +86,7 @@ def _header_length(body: Body, values: Sequence[str]) -> int | None:
     return length
 
 
-def _identity(value: object, limits: Limits) -> str | None:
-    if value is None:
-        return None
+def _identity(value: object, limits: Limits) -> str:
     if not isinstance(value, str) or len(value) > limits.id_characters or not value.isprintable():
         raise bad("request-id", "id must be a short printable text", got=value, allowed=f"{limits.id_characters} characters")
     return value
@@ -88,31 +95,36 @@ def _identity(value: object, limits: Limits) -> str | None:
 def _request_parameters(value: object) -> bool:
     """Whether outputs are binary where the request does not say."""
     parameters = _object(value, "parameters of the request")
-    for name in parameters:
-        if name.startswith("sequence"):
-            raise bad("sequence", "there are no sequences: every image is on its own", got=name)
-    _known(parameters, ("binary_data_output",), "request parameter")
+    if not parameters.keys() <= PARAMETERS:
+        for name in parameters:
+            if name.startswith("sequence"):
+                raise bad("sequence", "there are no sequences: every image is on its own", got=name)
+        raise _unknown(parameters, PARAMETERS, "request parameter")
     return _flag(parameters, "binary_data_output", False)
 
 
 def _outputs(value: object, model: ModelLimits, binary: bool) -> tuple[WantedOutput, ...]:
+    if value is None:
+        return _all_outputs(model.outputs, binary)
     found: dict[str, WantedOutput] = {}
     for fields in _list(value, "outputs"):
-        _known(fields, ("name", "parameters"), "output field")
+        if not fields.keys() <= OUTPUT:
+            raise _unknown(fields, OUTPUT, "output field")
         name = fields.get("name")
         if not isinstance(name, str) or name not in model.outputs:
             raise bad("output-unknown", "there is no such output", got=name, allowed=list(model.outputs))
         if name in found:
             raise bad("output-duplicate", "an output is asked for twice", got=name)
-        parameters = _object(fields.get("parameters"), f"parameters of output {name}")
+        parameters = _object(fields.get("parameters"), "parameters of an output")
         if "classification" in parameters:
             raise bad(
                 "classification",
                 "the classification extension does not fit detections",
                 fix="leave it out; labels are an output",
             )
-        _no_shared_memory(parameters)
-        _known(parameters, ("binary_data",), "output parameter")
+        if not parameters.keys() <= OUTPUT_PARAMETERS:
+            _no_shared_memory(parameters)
+            raise _unknown(parameters, OUTPUT_PARAMETERS, "output parameter")
         found[name] = WantedOutput(name=name, binary=_flag(parameters, "binary_data", binary))
     return tuple(found.values()) or _all_outputs(model.outputs, binary)
 
@@ -126,12 +138,14 @@ def _inputs(
     value: object, model: ModelLimits, body: Body, json_size: int | None
 ) -> tuple[list[dict[str, Any]], list[Piece], int]:
     """Normal JSON of each input, binary data in that order, and the batch. `json_size`: None if nothing follows the JSON."""
-    known = {tensor.name: tensor for tensor in model.inputs}
+    known = model.by_name
     normal: dict[str, dict[str, Any]] = {}
     converted: list[Piece] = []
+    batches: set[int] = set()
     start = json_size if json_size is not None else body.size
     for fields in _list(value, "inputs"):
-        _known(fields, INPUT, "input field")
+        if not fields.keys() <= INPUT:
+            raise _unknown(fields, INPUT, "input field")
         name = fields.get("name")
         if not isinstance(name, str) or name not in known:
             raise bad("input-unknown", "there is no such input", got=name, allowed=list(known))
@@ -148,20 +162,20 @@ def _inputs(
             raise bad("binary-size", "binary_data_size needs Inference-Header-Content-Length", got=f"{name}: {size}")
         else:
             check_binary(body, start, size, shape, tensor)
-            converted.extend(body.views(start, size))
+            converted += body.views(start, size)
             start += size
+        batches.add(shape[0])
         normal[name] = {"name": name, "datatype": tensor.datatype, "shape": shape, "parameters": {"binary_data_size": size}}
-    if missing := [name for name in known if name not in normal]:
+    if len(normal) < len(known):
         raise bad(
             "input-missing",
             "an input is missing",
             got=list(normal) or "no inputs",
             allowed=f"all of {list(known)}",
-            fix=f"add {missing[0]}",
+            fix=f"add {next(name for name in known if name not in normal)}",
         )
     if start != body.size:
         raise bad("binary-size", "there are bytes that belong to no input", got=f"{body.size - start:,} bytes too many")
-    batches = {fields["shape"][0] for fields in normal.values()}
     if len(batches) > 1:
         raise bad("batch-differs", "all inputs must have the same first dimension", got=sorted(batches))
     return list(normal.values()), converted, batches.pop()
@@ -170,14 +184,10 @@ def _inputs(
 def _shape(fields: dict[str, Any], tensor: TensorLimit, model: ModelLimits) -> list[int]:
     if fields.get("datatype") != tensor.datatype:
         raise bad("datatype", f"{tensor.name} has another datatype", got=fields.get("datatype"), allowed=tensor.datatype)
-    shape = fields.get("shape")
-    if not isinstance(shape, list) or len(shape) != 1 + len(tensor.dims) or not all(type(size) is int for size in shape):
-        raise bad(
-            "shape",
-            f"the shape of {tensor.name} must be a list of {1 + len(tensor.dims)} whole numbers",
-            got=shape,
-            allowed=_allowed(tensor),
-        )
+    shape, dims = fields.get("shape"), tensor.dims
+    if not isinstance(shape, list) or len(shape) != 1 + len(dims) or not set(map(type, shape)) <= INTEGERS:
+        what = f"the shape of {tensor.name} must be a list of {1 + len(dims)} whole numbers"
+        raise bad("shape", what, got=shape, allowed=_allowed(tensor))
     if not 1 <= shape[0] <= model.max_batch:
         raise bad(
             "batch",
@@ -186,8 +196,9 @@ def _shape(fields: dict[str, Any], tensor: TensorLimit, model: ModelLimits) -> l
             allowed=f"1 to {model.max_batch}",
             fix="send several requests",
         )
-    if not all(size == limit if limit > 0 else size > 0 for size, limit in zip(shape[1:], tensor.dims, strict=True)):
-        raise bad("shape", f"{tensor.name} has another shape", got=shape, allowed=_allowed(tensor))
+    for index, limit in enumerate(dims, 1):
+        if shape[index] != limit if limit > 0 else shape[index] <= 0:
+            raise bad("shape", f"{tensor.name} has another shape", got=shape, allowed=_allowed(tensor))
     return shape
 
 
@@ -197,11 +208,12 @@ def _allowed(tensor: TensorLimit) -> str:
 
 def _binary_size(fields: dict[str, Any], tensor: TensorLimit) -> int | None:
     """None: the data is in the JSON."""
-    parameters = _object(fields.get("parameters"), f"parameters of input {tensor.name}")
-    _no_shared_memory(parameters)
-    _known(parameters, ("binary_data_size",), "input parameter")
-    if "binary_data_size" not in parameters:
+    parameters = _object(fields.get("parameters"), "parameters of an input")
+    if not parameters:
         return None
+    if not parameters.keys() <= INPUT_PARAMETERS:
+        _no_shared_memory(parameters)
+        raise _unknown(parameters, INPUT_PARAMETERS, "input parameter")
     size = parameters["binary_data_size"]
     if type(size) is not int or size < 0:
         raise bad("binary-size", f"binary_data_size of {tensor.name} must be a whole number", got=size)
@@ -221,10 +233,9 @@ def _no_shared_memory(parameters: dict[str, Any]) -> None:
             )
 
 
-def _known(fields: dict[str, Any], names: Sequence[str], what: str) -> None:
-    for name in fields:
-        if name not in names:
-            raise bad("field-unknown", f"there is no such {what}", got=name, allowed=list(names))
+def _unknown(fields: dict[str, Any], names: KeysView[str], what: str) -> Refused:
+    got = next(name for name in fields if name not in names)
+    return bad("field-unknown", f"there is no such {what}", got=got, allowed=list(names))
 
 
 def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
@@ -235,17 +246,17 @@ def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
 
 
 def _object(value: object, what: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
     if value is None:
         return {}
-    if not isinstance(value, dict):
-        raise bad("field-type", f"the {what} must be an object", got=type(value).__name__)
-    return value
+    raise bad("field-type", f"the {what} must be an object", got=type(value).__name__)
 
 
 def _list(value: object, what: str) -> list[dict[str, Any]]:
     """A list of objects; none at all counts as an empty one."""
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+    if not isinstance(value, list) or not set(map(type, value)) <= OBJECTS:
         raise bad("field-type", f"{what} must be a list of objects", got=type(value).__name__)
     return value
