@@ -210,7 +210,8 @@ class Gateway:
     def _fault(self, call: Call) -> None:
         """A fault of ours, whose traceback goes to the log alone. To be called where it is handled."""
         LOG.exception("a fault of the gateway")
-        self.refuse(call, Refused(500, "gateway-fault", "the gateway failed on this request", close=True))
+        if not call.answered:
+            self.refuse(call, Refused(500, "gateway-fault", "the gateway failed on this request", close=True))
 
     def _start_page(self, call: Call) -> None:
         task = self._loop.create_task(self._page(call))

@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Half-closed by the client: what it asked for in full is still answered."""
         call = self._call
-        if call is None or self._deaf or (call.answered and not call.whole):
+        if (call is None and not self._held) or self._deaf or (call is not None and call.answered):
             return False
         self._half_closed = True
         self._cut_off("the sending side was closed")
@@ -225,7 +225,8 @@ class Connection(asyncio.Protocol):
             upgrade = True
         except httptools.HttpParserError as error:
             raise _unsound(str(error)) from error
-        self._tail = b"" if segment.endswith(END) else (self._tail + segment)[-3:]
+        last = (self._tail + segment[-4:])[-4:]
+        self._tail = b"" if last == END else last[-3:]
         call = self._call
         if call is None:
             if self._unproductive > self._limits.line_bytes * 2:
