@@ -229,6 +229,8 @@ class Connection(asyncio.Protocol):
         self._tail = b"" if last == END else last[-3:]
         call = self._call
         if call is None:
+            if self._unproductive == 0:  # a header was found: what follows it is of the next line
+                self._unproductive = len(segment) - segment.rfind(b"\n")
             if self._unproductive > self._limits.line_bytes * 2:
                 raise _unsound("a line without end")
             return
