@@ -26,14 +26,25 @@ class Head:
         return self.headers.get(b"connection", b"").lower() != b"close"
 
 
-def read_head(received: bytearray) -> Head | None:
+def read_head(received: bytes | bytearray) -> Head | None:
     """None: not all of it is there yet. Raises ValueError, IndexError or KeyError for a head that is not taken."""
+    end = head_end(received)
+    return None if end is None else parse_head(bytes(received[:end]))
+
+
+def head_end(received: bytes | bytearray) -> int | None:
+    """Where the empty line after the head begins; None: not there yet. Raises ValueError if it should be."""
     end = received.find(b"\r\n\r\n")
-    if end < 0:
-        if len(received) > HEAD_BYTES:
-            raise ValueError("a head without end")
-        return None
-    first, *lines = bytes(received[:end]).split(b"\r\n")
+    if end >= 0:
+        return end
+    if len(received) > HEAD_BYTES:
+        raise ValueError("a head without end")
+    return None
+
+
+def parse_head(head: bytes) -> Head:
+    """`head`: without its empty line. Raises as `read_head`."""
+    first, *lines = head.split(b"\r\n")
     version, status, *_ = first.split(b" ", 2)
     headers = {}
     for line in lines:
@@ -44,4 +55,5 @@ def read_head(received: bytearray) -> Head | None:
     length = headers[b"content-length"]
     if version != b"HTTP/1.1" or not length.isdigit() or b"transfer-encoding" in headers or not 200 <= int(status) < 600:
         raise ValueError("another kind of answer")
-    return Head(int(status), headers, end + 4, end + 4 + int(length))
+    start = len(head) + 4
+    return Head(int(status), headers, start, start + int(length))

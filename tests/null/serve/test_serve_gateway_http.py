@@ -363,8 +363,7 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 def test_it_listens_on_loopback_alone() -> None:
     async def scenario(case: Case) -> None:
-        assert case.gateway._runner is not None
-        assert [address[0] for address in case.gateway._runner.addresses] == ["127.0.0.1"]
+        assert case.gateway.addresses == [("127.0.0.1", case.port)]
 
     run(scenario)
 

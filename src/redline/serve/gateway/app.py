@@ -3,62 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from typing import Final
 
-from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic_core import to_json
-
 from redline.errors import BadInput
-from redline.records.serve import Role
-from redline.serve.gateway.body import Body, Buffer, read_body
-from redline.serve.gateway.connection import ConnectionServer, error_response
-from redline.serve.gateway.health import Health
+from redline.serve.gateway.body import Body, Buffer, check_fields
+from redline.serve.gateway.call import ROLES, Call
+from redline.serve.gateway.connection import Connection
 from redline.serve.gateway.infer_answer import Answer, Found, client_answer, detections_json, found_in
 from redline.serve.gateway.infer_request import InferRequest, one_image, read_request
 from redline.serve.gateway.limits import Limits, ModelLimits, ReleaseLimits
+from redline.serve.gateway.link import Outcome
 from redline.serve.gateway.metrics import Entry, Metrics
+from redline.serve.gateway.pages import Pages
+from redline.serve.gateway.paths import Paths
 from redline.serve.gateway.refusal import Refused
+from redline.serve.gateway.reply import JSON, OCTETS, Heads
 from redline.serve.gateway.routing import Route, Router, RouteTable
 from redline.serve.gateway.shadow import Shadows
 from redline.serve.gateway.upstream import LENGTH, Address, LostRequest, Upstream, unavailable
 from redline.serve.names import model_name, stable_name
 
-REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-MODEL_PATH: Final = re.compile(r"/v2/models/([\w.-]{1,128})(?:/versions/([0-9]{1,9}))?(?:/(infer|ready))?", re.ASCII)
-JSON: Final = "application/json"
-OCTETS: Final = "application/octet-stream"
-READ_BYTES: Final = 1 << 18
-ROLES: Final[Mapping[Entry, Role]] = {"bytes": "entry", "tensor": "tensor"}
-LINGER_S: Final = 1.0
-"""How long bytes of a refused body are still taken, so that the client can read why."""
-
-Judge = Callable[[Body, ModelLimits], InferRequest]
+LOG: Final = logging.getLogger(__name__)
+BACKLOG: Final = 128
 
 
-class _Call:
-    """One request on its way: what its metrics, its answer's headers and its shadow need."""
+class _Asked:
+    """What is known of a request from when Triton is asked until it has answered."""
 
-    __slots__ = ("after", "entry", "id", "release", "started_s")
+    __slots__ = ("body", "call", "route", "served", "sound")
 
-    def __init__(self, request: web.BaseRequest) -> None:
-        given = request.headers.get("X-Request-Id", "")
-        self.id = given if REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
-        self.entry: Entry | None = None
-        """None: not a request for detections, so not counted."""
-        self.release: int | None = None
-        self.started_s = time.perf_counter()
-        """Moved to the end of the body: a client's slow upload is not the release's latency."""
-        self.after: Callable[[], None] | None = None
-        """Called when the answer has been sent."""
+    def __init__(self, call: Call, route: Route, served: ReleaseLimits, body: Body, sound: InferRequest) -> None:
+        self.call, self.route, self.served, self.body, self.sound = call, route, served, body, sound
 
 
 class Gateway:
@@ -85,56 +65,64 @@ class Gateway:
         self.releases = releases
         self.metrics = metrics
         self.limits = limits or Limits()
+        self.buffer = Buffer(self.limits.buffered_bytes)
+        self.connections: set[Connection] = set()
         self._router = Router(table)
         self._upstream = Upstream(address, self.limits)
-        self._health = Health(service, table, self._upstream, not_ready)
         self._shadows = Shadows(self.limits.shadows, compared=metrics.compared, skipped=metrics.skipped)
-        self._buffer = Buffer(self.limits.buffered_bytes)
+        pages = Pages(
+            service,
+            table=table,
+            router=self._router,
+            upstream=self._upstream,
+            metrics=metrics,
+            not_ready=not_ready,
+            in_flight=lambda: self._answering,
+        )
+        entries = {stable_name(service, role): entry for entry, role in ROLES.items()}
+        self._paths = Paths(entries, pages.by_path, pages.model_ready, pages.model)
+        self._heads = Heads()
         self._in_flight: Counter[int] = Counter()
         self._answering = 0
-        self._runner: web.ServerRunner | None = None
-        self._entries = {stable_name(service, role): entry for entry, role in ROLES.items()}
-        self._pages = {
-            "/health": self._page_health,
-            "/v2/health/live": self._page_live,
-            "/v2/health/ready": self._page_ready,
-            "/metrics": self._page_metrics,
-        }
+        self._server: asyncio.Server | None = None
+        self._page_tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
         """Listen; the port, a free one for 0. Raises BadInput (gateway-port) if it cannot be had."""
-        server = ConnectionServer(
-            self._handle,
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=self.limits.idle_s,
-            lingering_time=LINGER_S,
-            read_bufsize=READ_BYTES,
-            max_line_size=self.limits.line_bytes,
-            max_field_size=self.limits.line_bytes,
-            max_headers=self.limits.headers,
-        )
-        self._runner = web.ServerRunner(server, shutdown_timeout=self.limits.answer_s)
-        await self._runner.setup()
+        self._loop = asyncio.get_running_loop()
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            self._server = await self._loop.create_server(partial(Connection, self), host, port, backlog=BACKLOG)
         except (OSError, OverflowError) as error:
-            await self.stop()
             raise BadInput(
                 "gateway-port",
                 "the gateway cannot listen there",
                 got=f"{host}:{port}: {error}",
                 fix="choose another port, or 0 for a free one",
             ) from error
-        return int(self._runner.addresses[0][1])
+        return int(self.addresses[0][1])
 
     async def stop(self) -> None:
         """No new connections; requests in flight are answered first, within `limits.answer_s`."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for connection in tuple(self.connections):
+            connection.end()
+        end_s = time.monotonic() + self.limits.answer_s
+        while self.connections and time.monotonic() < end_s:
+            await asyncio.sleep(0.005)
+        for connection in tuple(self.connections):
+            connection.abort()
+        for task in tuple(self._page_tasks):
+            task.cancel()
         await self._shadows.close()
         self._upstream.close()
+        await asyncio.sleep(0)  # the sockets are closed in the loop's next turn
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each socket that listens."""
+        return [] if self._server is None else [found.getsockname()[:2] for found in self._server.sockets]
 
     @property
     def answering(self) -> int:
@@ -164,179 +152,163 @@ class Gateway:
         """Until the comparisons that run now are counted."""
         await self._shadows.idle()
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        call = _Call(request)
-        code = 500
+    # What connections tell: see `connection.Owner`.
+
+    def begin(self, call: Call) -> None:
         self._answering += 1
+        call.begun = True
         try:
-            response = await self._answer(request, call)
-            code = response.status
+            call.target = target = self._paths.find(call)
+            if target.page is not None:
+                call.wanted = False
+                self._start_page(call)
+                return
+            if self._answering > self.limits.in_flight:
+                raise Refused(
+                    503, "gateway-full", "too many requests at once", allowed=self.limits.in_flight, retry_after_s=1, close=True
+                )
+            check_fields(call, self.limits)
         except Refused as refused:
-            if isinstance(refused, LostRequest):
-                self.metrics.lost()
-            code = refused.status
-            return error_response(refused, call.id, kserve=request.rel_url.raw_path.startswith("/v2/"))
-        finally:
+            self.refuse(call, refused)
+
+    def whole(self, call: Call) -> None:
+        try:
+            self._forward(call)
+        except Refused as refused:
+            self.refuse(call, refused)
+        except Exception:
+            self._fault(call)
+
+    def refuse(self, call: Call, refused: Refused) -> None:
+        if isinstance(refused, LostRequest):
+            self.metrics.lost()
+        call.keeps = call.keeps and not refused.close
+        body = refused.body(call.id, kserve=call.url.startswith(b"/v2/"))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in refused.headers().items())
+        self._reply(call, refused.status, JSON, (body,), lines.encode())
+
+    def _reply(self, call: Call, status: int, kind: bytes, body: Sequence[bytes | memoryview], lines: bytes = b"") -> bool:
+        """Whether the client is still there."""
+        spent_s = time.perf_counter() - call.started_s
+        head = self._heads.head(call, status, kind, sum(map(len, body)), lines)
+        there = call.connection.send(call, head if call.method == b"HEAD" else b"".join((head, *body)))
+        if call.begun:
+            call.begun = False
             self._answering -= 1
-            if call.entry is not None:
-                self.metrics.answered(call.release, call.entry, code, time.perf_counter() - call.started_s)
-        if call.after is not None:
-            with suppress(ConnectionError):  # aiohttp finds out by itself that the client has gone
-                await response.prepare(request)
-                await response.write_eof()
-                call.after()
-        return response
+        if call.size:
+            self.buffer.give(call.size)
+            call.size = 0
+        # Counted before anything else of a client is read, but not while the answer waits to be written.
+        self._loop.call_soon(self._count, call, status, spent_s)
+        return there
 
-    async def _answer(self, request: web.BaseRequest, call: _Call) -> web.Response:
-        url = request.rel_url
-        path = url.raw_path
-        if url.raw_query_string:
-            raise Refused(
-                400, "query", "there are no query parameters", got=url.raw_query_string, fix="leave out the ? and what follows"
-            )
-        if path == "/detect":
-            _only(request, "POST")
-            return await self._detect(request, call)
-        if (page := self._pages.get(path)) is not None:
-            _only(request, "GET")
-            return await page(call)
-        if (match := MODEL_PATH.fullmatch(path)) is None:
-            raise Refused(
-                404, "path-unknown", "there is nothing at this path", got=path, fix="POST /detect, or KServe v2 below /v2"
-            )
-        name, version, action = match.groups()
-        if (entry := self._entries.get(name)) is None:
-            raise Refused(404, "model-unknown", "there is no such model", got=name, allowed=list(self._entries))
-        number = None if version is None else int(version)
-        if action == "infer":
-            _only(request, "POST")
-            return await self._infer(request, call, entry, number)
-        _only(request, "GET")
-        return await self._page_model(call, entry, number, ready=action == "ready")
+    def _count(self, call: Call, status: int, spent_s: float) -> None:
+        if (entry := call.entry) is not None:
+            self.metrics.answered(call.release, entry, status, spent_s)
+        call.connection.prepare()
 
-    async def _detect(self, request: web.BaseRequest, call: _Call) -> web.Response:
-        _, answer, served = await self._ask(request, call, "bytes", None, one_image)
+    def _fault(self, call: Call) -> None:
+        """A fault of ours, whose traceback goes to the log alone. To be called where it is handled."""
+        LOG.exception("a fault of the gateway")
+        if not call.answered:
+            self.refuse(call, Refused(500, "gateway-fault", "the gateway failed on this request", close=True))
+
+    def _start_page(self, call: Call) -> None:
+        task = self._loop.create_task(self._page(call))
+        self._page_tasks.add(task)
+        task.add_done_callback(self._page_tasks.discard)
+
+    async def _page(self, call: Call) -> None:
+        assert call.target is not None
+        assert call.target.page is not None
+        try:
+            page = await call.target.page(call)
+            self._reply(call, page.status, page.kind, (page.body,))
+        except Refused as refused:
+            self.refuse(call, refused)
+        except Exception:
+            self._fault(call)
+
+    # Requests for detections: `_forward` when the body is there, `_answered` when Triton has answered.
+
+    def _forward(self, call: Call) -> None:
+        """Route, judge and send on. Raises Refused."""
+        call.started_s = time.perf_counter()
+        target = call.target
+        assert target is not None
+        assert target.entry is not None
+        route = self._router.pick(target.version)
+        call.release = release = route.release
+        served, role = self._limits_of(release), ROLES[target.entry]
+        body = Body(call.pieces)
+        sound = self._judged(call, body, served.model(role))
+        asked = _Asked(call, route, served, body, sound)
+        self._in_flight[release] += 1
+        try:
+            self._upstream.ask(model_name(self.service, release, role), release, sound, partial(self._answered, asked))
+        except Refused:
+            self._in_flight[release] -= 1
+            raise
+
+    def _judged(self, call: Call, body: Body, model: ModelLimits) -> InferRequest:
+        """Raises Refused."""
+        if call.target is None or not call.target.kserve:
+            return one_image(body, model)
+        length = call.fields.get(LENGTH)
+        return read_request(body, () if length is None else (length.decode("latin-1"),), model, self.limits)
+
+    def _answered(self, asked: _Asked, outcome: Outcome) -> None:
+        call = asked.call
+        self._in_flight[asked.route.release] -= 1
+        try:
+            answer = self._upstream.answer(outcome, asked.sound.batch)
+            there = self._tell(call, asked, answer)
+        except Refused as refused:
+            self.refuse(call, refused)
+        except Exception:
+            self._fault(call)
+        else:
+            if there and asked.route.shadow is not None:
+                self._loop.call_soon(self._shadow, asked, answer)
+
+    def _tell(self, call: Call, asked: _Asked, answer: Answer) -> bool:
+        """As the client asked for it. Raises Refused."""
+        if call.target is not None and call.target.kserve:
+            text, data = client_answer(answer, asked.sound.wanted, asked.sound.id)
+            if data is None:
+                return self._reply(call, 200, JSON, (text,))
+            return self._reply(call, 200, OCTETS, (text, *data), b"Inference-Header-Content-Length: %d\r\n" % len(text))
         found = found_in(answer)[0]
         if found.error:
             raise Refused(400, "model-refused", found.error, fix="send another image")
-        return self._response(call, detections_json(found, served.classes, served.release, call.id), JSON)
+        served = asked.served
+        return self._reply(call, 200, JSON, (detections_json(found, served.classes, served.release, call.id),))
 
-    async def _infer(self, request: web.BaseRequest, call: _Call, entry: Entry, version: int | None) -> web.Response:
-        lengths = request.headers.getall(LENGTH, [])
-        judge = partial(_judge, lengths=lengths, limits=self.limits)
-        sound, answer, _ = await self._ask(request, call, entry, version, judge)
-        body, json_bytes = client_answer(answer, sound.wanted, sound.id)
-        if json_bytes is None:
-            return self._response(call, body, JSON)
-        return self._response(call, body, OCTETS, {LENGTH: str(json_bytes)})
-
-    async def _ask(
-        self, request: web.BaseRequest, call: _Call, entry: Entry, version: int | None, judge: Judge
-    ) -> tuple[InferRequest, Answer, ReleaseLimits]:
-        """Read, route, judge and send on one request."""
-        call.entry = entry
-        if self._answering > self.limits.in_flight:
-            raise Refused(
-                503, "gateway-full", "too many requests at once", allowed=self.limits.in_flight, retry_after_s=1, close=True
-            )
-        body = await read_body(request, self.limits, self._buffer)
-        try:
-            call.started_s = time.perf_counter()
-            route = self._router.pick(version)
-            call.release = route.release
-            served = self._limits_of(route.release)
-            sound = judge(body, served.model(ROLES[entry]))
-            answer = await self._infer_at(route.release, entry, sound)
-        finally:
-            self._buffer.give(body.size)
-        if route.shadow is not None:
-            call.after = partial(self._shadow, route, entry, body, judge, answer)
-        return sound, answer, served
-
-    async def _infer_at(self, release: int, entry: Entry, sound: InferRequest) -> Answer:
-        self._in_flight[release] += 1
-        try:
-            return await self._upstream.infer(model_name(self.service, release, ROLES[entry]), release, sound)
-        finally:
-            self._in_flight[release] -= 1
-
-    def _shadow(self, route: Route, entry: Entry, body: Body, judge: Judge, answer: Answer) -> None:
+    def _shadow(self, asked: _Asked, answer: Answer) -> None:
+        route, call = asked.route, asked.call
         assert route.shadow is not None
         assert route.on_trial is not None
+        entry = call.entry
+        assert entry is not None
         try:
             first = found_in(answer)
-            sound = judge(body, self._limits_of(route.shadow).model(ROLES[entry]))
+            sound = self._judged(call, asked.body, self._limits_of(route.shadow).model(ROLES[entry]))
         except Refused:  # a batch or a size that only one of the two takes
             self.metrics.skipped(route.on_trial)
             return
+        self._shadows.start(route.on_trial, first, partial(self._infer_at, route.shadow, entry, sound))
 
-        async def ask(release: int = route.shadow) -> list[Found]:
-            return found_in(await self._infer_at(release, entry, sound))
-
-        self._shadows.start(route.on_trial, first, ask)
+    async def _infer_at(self, release: int, entry: Entry, sound: InferRequest) -> list[Found]:
+        self._in_flight[release] += 1
+        try:
+            return found_in(await self._upstream.infer(model_name(self.service, release, ROLES[entry]), release, sound))
+        finally:
+            self._in_flight[release] -= 1
 
     def _limits_of(self, release: int) -> ReleaseLimits:
         if (found := self.releases.get(release)) is None:
             raise unavailable()
         return found
-
-    async def _page_health(self, call: _Call) -> web.Response:
-        reason = await self._health.reason()
-        page = {
-            "service": self.service,
-            "live": True,
-            "ready": reason is None,
-            "reason": reason,
-            "server": "up" if self.address.port is not None else "down",
-            "routes": asdict(self.table.routes),
-            "in_flight": self._answering - 1,  # without this one
-        }
-        return self._response(call, to_json(page), JSON, status=200 if reason is None else 503)
-
-    async def _page_live(self, call: _Call) -> web.Response:
-        return self._response(call, to_json({"live": True}), JSON)
-
-    async def _page_ready(self, call: _Call) -> web.Response:
-        return self._ready(call, await self._health.reason())
-
-    async def _page_metrics(self, call: _Call) -> web.Response:
-        up = self.address.port is not None
-        text = self.metrics.exposition(self.table.routes, up=up, in_flight=self._answering - 1)
-        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST, "Server": "redline"})
-
-    async def _page_model(self, call: _Call, entry: Entry, version: int | None, *, ready: bool) -> web.Response:
-        release = self._router.named(version)
-        model = model_name(self.service, release, ROLES[entry])
-        if ready:
-            return self._ready(call, await self._health.model_reason(model, release))
-        status, body = await self._upstream.get(f"/v2/models/{model}/versions/{release}")
-        if status != 200:
-            raise unavailable()
-        call.release = release
-        return self._response(call, body, JSON)
-
-    def _ready(self, call: _Call, reason: str | None) -> web.Response:
-        page = {"ready": True} if reason is None else {"ready": False, "reason": reason}
-        return self._response(call, to_json(page), JSON, status=200 if reason is None else 503)
-
-    def _response(
-        self, call: _Call, body: bytes, content_type: str, headers: Mapping[str, str] | None = None, status: int = 200
-    ) -> web.Response:
-        named = {} if call.release is None else {"X-Redline-Release": str(call.release)}
-        return web.Response(
-            status=status,
-            body=body,
-            headers={"X-Request-Id": call.id, **named, "Content-Type": content_type, "Server": "redline", **(headers or {})},
-        )
-
-
-def _judge(body: Body, model: ModelLimits, *, lengths: Sequence[str], limits: Limits) -> InferRequest:
-    return read_request(body, lengths, model, limits)
-
-
-def _only(request: web.BaseRequest, method: str) -> None:
-    if request.method != method:
-        raise Refused(405, "method", "this path has another method", got=request.method, allowed=method, allow=(method,))
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -1,26 +1,21 @@
-"""A request's body: read within a size and a time, kept in the pieces in which it came."""
+"""A request's body: held within a size, kept in the pieces in which it came."""
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Final
-
-from aiohttp import web
-from aiohttp.http_exceptions import PayloadEncodingError
+from typing import TYPE_CHECKING, Final
 
 from redline.serve.gateway.limits import Limits
 from redline.serve.gateway.refusal import Refused
 
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout  # aiohttp's own dependency there
+if TYPE_CHECKING:
+    from redline.serve.gateway.call import Call
 
-Piece = bytes | memoryview
+Piece = bytes | bytearray | memoryview
+SMALL_BYTES: Final = 4096
+JOINED_BYTES: Final = 1 << 16
 
 
 class Body:
@@ -28,13 +23,15 @@ class Body:
 
     __slots__ = ("_ends", "pieces", "size")
 
-    def __init__(self, pieces: Sequence[bytes]) -> None:
+    def __init__(self, pieces: Sequence[Piece]) -> None:
         self.pieces: Final = pieces
-        self._ends: Final = list(accumulate(len(piece) for piece in pieces))
+        self._ends: Final = list(accumulate(map(len, pieces)))
         self.size: Final = self._ends[-1] if self._ends else 0
 
     def views(self, start: int, count: int) -> list[Piece]:
         """`count` bytes from `start`, not copied; fewer at the end of the body."""
+        if self._ends and start + count <= self._ends[0]:
+            return [memoryview(self.pieces[0])[start : start + count]]
         found: list[Piece] = []
         index = bisect_right(self._ends, start)
         while count > 0 and index < len(self.pieces):
@@ -75,59 +72,45 @@ class Buffer:
         self.used -= count
 
 
-async def read_body(request: web.BaseRequest, limits: Limits, buffer: Buffer) -> Body:
-    """The whole body, encoded as it came. The caller gives its size back to `buffer`.
-
-    Raises Refused: 413 as soon as the limit is passed (before reading, if the client said the length), 408 if it comes too
-    slowly, 400 if it ends early, 415 for a compressed one, 417, 503 if too much is held already.
-    """
-    _check_headers(request, limits)
-    content = request.content
-    if request.headers.get("Expect") and not content.at_eof():
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # of the answer, whose headers are still to come
-    pieces: list[bytes] = []
-    held = 0
-    try:
-        async with timeout(limits.upload_s):
-            while not content.at_eof():
-                piece, _ = await content.readchunk()
-                if held + len(piece) > limits.body_bytes:
-                    raise _too_large(f"more than {held:,} bytes", limits)
-                buffer.take(len(piece))
-                held += len(piece)
-                if piece:
-                    pieces.append(piece)
-        if (broken := content.exception()) is not None:  # of a body that ended before its end
-            raise broken
-    except BaseException as error:
-        buffer.give(held)
-        if isinstance(error, asyncio.TimeoutError):
-            raise _too_slow(limits) from error
-        if isinstance(error, web.RequestPayloadError | PayloadEncodingError | ConnectionError):
-            raise _ended_early(error) from error
-        raise
-    return Body(pieces)
+def keep(call: Call, piece: Piece, limits: Limits, buffer: Buffer) -> None:
+    """Add what came of a body. `call.size` is what must be given back to `buffer`. Raises Refused 413, 503."""
+    count = len(piece)
+    if call.size + count > limits.body_bytes:
+        raise _too_large(f"more than {call.size:,} bytes", limits)
+    buffer.take(count)
+    call.size += count
+    if count >= SMALL_BYTES or not call.pieces:
+        call.pieces.append(piece)
+        return
+    # A client may send a byte at a time: an object for each would take many times the memory that is counted.
+    last = call.pieces[-1]
+    if isinstance(last, bytearray) and len(last) < JOINED_BYTES:
+        last += piece
+    else:
+        call.pieces.append(bytearray(piece))
 
 
-def _check_headers(request: web.BaseRequest, limits: Limits) -> None:
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding != "identity":
+def check_fields(call: Call, limits: Limits) -> None:
+    """Raises Refused 413 by the length that the client says, 415 for a compressed body, 417; all before it is read."""
+    fields = call.fields
+    encoding = fields.get(b"content-encoding")
+    if encoding is not None and encoding.lower() != b"identity":
         raise Refused(
             415,
             "content-encoding",
             "compressed bodies are not taken",
-            got=encoding,
+            got=encoding.decode("latin-1"),
             allowed="identity",
             fix="send the bytes as they are: images are compressed already",
             close=True,
         )
-    length = request.content_length
-    if length is not None and length > limits.body_bytes:
-        raise _too_large(f"{length:,} bytes", limits)
-    expect = request.headers.get("Expect", "100-continue").strip().lower()
-    if expect != "100-continue":
-        raise Refused(417, "expectation", "this expectation cannot be met", got=expect, allowed="100-continue", close=True)
+    length = fields.get(b"content-length")
+    if length is not None and int(length) > limits.body_bytes:
+        raise _too_large(f"{int(length):,} bytes", limits)
+    expect = fields.get(b"expect")
+    if expect is not None and expect.lower() != b"100-continue":
+        got = expect.decode("latin-1")
+        raise Refused(417, "expectation", "this expectation cannot be met", got=got, allowed="100-continue", close=True)
 
 
 def _too_large(got: str, limits: Limits) -> Refused:
@@ -142,11 +125,11 @@ def _too_large(got: str, limits: Limits) -> Refused:
     )
 
 
-def _too_slow(limits: Limits) -> Refused:
+def too_slow(limits: Limits) -> Refused:
     allowed = f"{limits.upload_s:g} s from the headers to the last byte"
     return Refused(408, "upload-slow", "the body did not arrive in time", allowed=allowed, close=True)
 
 
-def _ended_early(error: Exception) -> Refused:
+def ended_early(got: str) -> Refused:
     what = "the body ended before its announced end, or is framed wrongly"
-    return Refused(400, "body-incomplete", what, got=type(error).__name__, close=True)
+    return Refused(400, "body-incomplete", what, got=got, close=True)

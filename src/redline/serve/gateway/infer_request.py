@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import functools
+from collections.abc import KeysView, Sequence
+from typing import Any, NamedTuple
+
+from pydantic_core import to_json
 
 from redline.serve.gateway.body import Body, Piece
 from redline.serve.gateway.limits import Limits, ModelLimits, TensorLimit
+from redline.serve.gateway.refusal import Refused
 from redline.serve.gateway.strict_json import check_size, parse
 from redline.serve.gateway.tensor_data import bad, check_binary, json_bytes
 
-DIGITS = re.compile(r"[0-9]{1,12}", re.ASCII)
-TOP = ("id", "parameters", "inputs", "outputs")
+MOST_DIGITS = 12
+# dict.fromkeys: sets that keep their order for messages.
+TOP = dict.fromkeys(("id", "parameters", "inputs", "outputs")).keys()
+PARAMETERS = dict.fromkeys(("binary_data_output",)).keys()
+INPUT = dict.fromkeys(("name", "datatype", "shape", "parameters", "data")).keys()
+INPUT_PARAMETERS = dict.fromkeys(("binary_data_size",)).keys()
+OUTPUT = dict.fromkeys(("name", "parameters")).keys()
+OUTPUT_PARAMETERS = dict.fromkeys(("binary_data",)).keys()
+INTEGERS, OBJECTS = {int}, {dict}
+"""What JSON's values are, exactly: a bool is no int here."""
 SHARED_MEMORY = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WantedOutput:
+class WantedOutput(NamedTuple):
     name: str
     binary: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A sound request: `header` and the pieces after it are what Triton is sent; all outputs are asked for, binary."""
 
     header: bytes
@@ -41,8 +48,7 @@ def one_image(body: Body, model: ModelLimits) -> InferRequest:
     """A body that is one image and nothing else."""
     if not body.size:
         raise bad("body-empty", "there is no image in the body", got="0 bytes", fix="send the bytes of a JPEG or PNG file")
-    wanted = tuple(WantedOutput(name=name, binary=True) for name in model.outputs)
-    return InferRequest(header=b"", pieces=body.pieces, wanted=wanted, batch=1)
+    return InferRequest(header=b"", pieces=body.pieces, wanted=_all_outputs(model.outputs, True), batch=1)
 
 
 def read_request(body: Body, header_length: Sequence[str], model: ModelLimits, limits: Limits) -> InferRequest:
@@ -57,30 +63,30 @@ def read_request(body: Body, header_length: Sequence[str], model: ModelLimits, l
     size = body.size if length is None else length
     check_size(size, limits)
     fields = parse(body.read(0, size), limits)
-    _known(fields, TOP, "request")
-    identity = _identity(fields.get("id"), limits)
-    binary_default = _request_parameters(fields.get("parameters"))
+    if not fields.keys() <= TOP:
+        raise _unknown(fields, TOP, "request")
+    identity = None if fields.get("id") is None else _identity(fields["id"], limits)
+    binary_default = "parameters" in fields and _request_parameters(fields["parameters"])
     wanted = _outputs(fields.get("outputs"), model, binary_default)
     inputs, pieces, batch = _inputs(fields.get("inputs"), model, body, None if length is None else size)
-    header = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
-    return InferRequest(header=header, pieces=pieces, wanted=wanted, batch=batch, id=identity)
+    header = to_json({"inputs": inputs, "parameters": {"binary_data_output": True}})
+    return InferRequest(header, pieces, wanted, batch, identity)
 
 
 def _header_length(body: Body, values: Sequence[str]) -> int | None:
     if not values:
         return None
     name = "Inference-Header-Content-Length"
-    if len(values) > 1 or not DIGITS.fullmatch(values[0]):
+    text = values[0]
+    if len(values) > 1 or len(text) > MOST_DIGITS or not (text.isascii() and text.isdigit()):
         raise bad("header-length", f"{name} must be one whole number", got=", ".join(values))
-    length = int(values[0])
+    length = int(text)
     if length > body.size:
         raise bad("header-length", f"{name} is beyond the body", got=length, allowed=f"0 to {body.size}, the bytes received")
     return length
 
 
-def _identity(value: object, limits: Limits) -> str | None:
-    if value is None:
-        return None
+def _identity(value: object, limits: Limits) -> str:
     if not isinstance(value, str) or len(value) > limits.id_characters or not value.isprintable():
         raise bad("request-id", "id must be a short printable text", got=value, allowed=f"{limits.id_characters} characters")
     return value
@@ -89,45 +95,57 @@ def _identity(value: object, limits: Limits) -> str | None:
 def _request_parameters(value: object) -> bool:
     """Whether outputs are binary where the request does not say."""
     parameters = _object(value, "parameters of the request")
-    for name in parameters:
-        if name.startswith("sequence"):
-            raise bad("sequence", "there are no sequences: every image is on its own", got=name)
-    _known(parameters, ("binary_data_output",), "request parameter")
+    if not parameters.keys() <= PARAMETERS:
+        for name in parameters:
+            if name.startswith("sequence"):
+                raise bad("sequence", "there are no sequences: every image is on its own", got=name)
+        raise _unknown(parameters, PARAMETERS, "request parameter")
     return _flag(parameters, "binary_data_output", False)
 
 
 def _outputs(value: object, model: ModelLimits, binary: bool) -> tuple[WantedOutput, ...]:
+    if value is None:
+        return _all_outputs(model.outputs, binary)
     found: dict[str, WantedOutput] = {}
     for fields in _list(value, "outputs"):
-        _known(fields, ("name", "parameters"), "output field")
+        if not fields.keys() <= OUTPUT:
+            raise _unknown(fields, OUTPUT, "output field")
         name = fields.get("name")
         if not isinstance(name, str) or name not in model.outputs:
             raise bad("output-unknown", "there is no such output", got=name, allowed=list(model.outputs))
         if name in found:
             raise bad("output-duplicate", "an output is asked for twice", got=name)
-        parameters = _object(fields.get("parameters"), f"parameters of output {name}")
+        parameters = _object(fields.get("parameters"), "parameters of an output")
         if "classification" in parameters:
             raise bad(
                 "classification",
                 "the classification extension does not fit detections",
                 fix="leave it out; labels are an output",
             )
-        _no_shared_memory(parameters)
-        _known(parameters, ("binary_data",), "output parameter")
+        if not parameters.keys() <= OUTPUT_PARAMETERS:
+            _no_shared_memory(parameters)
+            raise _unknown(parameters, OUTPUT_PARAMETERS, "output parameter")
         found[name] = WantedOutput(name=name, binary=_flag(parameters, "binary_data", binary))
-    return tuple(found.values()) or tuple(WantedOutput(name=name, binary=binary) for name in model.outputs)
+    return tuple(found.values()) or _all_outputs(model.outputs, binary)
+
+
+@functools.cache
+def _all_outputs(names: tuple[str, ...], binary: bool) -> tuple[WantedOutput, ...]:
+    return tuple(WantedOutput(name, binary) for name in names)
 
 
 def _inputs(
     value: object, model: ModelLimits, body: Body, json_size: int | None
 ) -> tuple[list[dict[str, Any]], list[Piece], int]:
     """Normal JSON of each input, binary data in that order, and the batch. `json_size`: None if nothing follows the JSON."""
-    known = {tensor.name: tensor for tensor in model.inputs}
+    known = model.by_name
     normal: dict[str, dict[str, Any]] = {}
     converted: list[Piece] = []
+    batches: set[int] = set()
     start = json_size if json_size is not None else body.size
     for fields in _list(value, "inputs"):
-        _known(fields, ("name", "datatype", "shape", "parameters", "data"), "input field")
+        if not fields.keys() <= INPUT:
+            raise _unknown(fields, INPUT, "input field")
         name = fields.get("name")
         if not isinstance(name, str) or name not in known:
             raise bad("input-unknown", "there is no such input", got=name, allowed=list(known))
@@ -144,20 +162,20 @@ def _inputs(
             raise bad("binary-size", "binary_data_size needs Inference-Header-Content-Length", got=f"{name}: {size}")
         else:
             check_binary(body, start, size, shape, tensor)
-            converted.extend(body.views(start, size))
+            converted += body.views(start, size)
             start += size
+        batches.add(shape[0])
         normal[name] = {"name": name, "datatype": tensor.datatype, "shape": shape, "parameters": {"binary_data_size": size}}
-    if missing := [name for name in known if name not in normal]:
+    if len(normal) < len(known):
         raise bad(
             "input-missing",
             "an input is missing",
             got=list(normal) or "no inputs",
             allowed=f"all of {list(known)}",
-            fix=f"add {missing[0]}",
+            fix=f"add {next(name for name in known if name not in normal)}",
         )
     if start != body.size:
         raise bad("binary-size", "there are bytes that belong to no input", got=f"{body.size - start:,} bytes too many")
-    batches = {fields["shape"][0] for fields in normal.values()}
     if len(batches) > 1:
         raise bad("batch-differs", "all inputs must have the same first dimension", got=sorted(batches))
     return list(normal.values()), converted, batches.pop()
@@ -166,15 +184,10 @@ def _inputs(
 def _shape(fields: dict[str, Any], tensor: TensorLimit, model: ModelLimits) -> list[int]:
     if fields.get("datatype") != tensor.datatype:
         raise bad("datatype", f"{tensor.name} has another datatype", got=fields.get("datatype"), allowed=tensor.datatype)
-    shape = fields.get("shape")
-    allowed = f"[batch, {', '.join(str(size) if size > 0 else 'any' for size in tensor.dims)}]"
-    if not isinstance(shape, list) or len(shape) != 1 + len(tensor.dims) or not all(type(size) is int for size in shape):
-        raise bad(
-            "shape",
-            f"the shape of {tensor.name} must be a list of {1 + len(tensor.dims)} whole numbers",
-            got=shape,
-            allowed=allowed,
-        )
+    shape, dims = fields.get("shape"), tensor.dims
+    if not isinstance(shape, list) or len(shape) != 1 + len(dims) or not set(map(type, shape)) <= INTEGERS:
+        what = f"the shape of {tensor.name} must be a list of {1 + len(dims)} whole numbers"
+        raise bad("shape", what, got=shape, allowed=_allowed(tensor))
     if not 1 <= shape[0] <= model.max_batch:
         raise bad(
             "batch",
@@ -183,18 +196,24 @@ def _shape(fields: dict[str, Any], tensor: TensorLimit, model: ModelLimits) -> l
             allowed=f"1 to {model.max_batch}",
             fix="send several requests",
         )
-    if not all(size == limit if limit > 0 else size > 0 for size, limit in zip(shape[1:], tensor.dims, strict=True)):
-        raise bad("shape", f"{tensor.name} has another shape", got=shape, allowed=allowed)
+    for index, limit in enumerate(dims, 1):
+        if shape[index] != limit if limit > 0 else shape[index] <= 0:
+            raise bad("shape", f"{tensor.name} has another shape", got=shape, allowed=_allowed(tensor))
     return shape
+
+
+def _allowed(tensor: TensorLimit) -> str:
+    return f"[batch, {', '.join(str(size) if size > 0 else 'any' for size in tensor.dims)}]"
 
 
 def _binary_size(fields: dict[str, Any], tensor: TensorLimit) -> int | None:
     """None: the data is in the JSON."""
-    parameters = _object(fields.get("parameters"), f"parameters of input {tensor.name}")
-    _no_shared_memory(parameters)
-    _known(parameters, ("binary_data_size",), "input parameter")
-    if "binary_data_size" not in parameters:
+    parameters = _object(fields.get("parameters"), "parameters of an input")
+    if not parameters:
         return None
+    if not parameters.keys() <= INPUT_PARAMETERS:
+        _no_shared_memory(parameters)
+        raise _unknown(parameters, INPUT_PARAMETERS, "input parameter")
     size = parameters["binary_data_size"]
     if type(size) is not int or size < 0:
         raise bad("binary-size", f"binary_data_size of {tensor.name} must be a whole number", got=size)
@@ -204,18 +223,19 @@ def _binary_size(fields: dict[str, Any], tensor: TensorLimit) -> int | None:
 
 
 def _no_shared_memory(parameters: dict[str, Any]) -> None:
-    if found := [name for name in SHARED_MEMORY if name in parameters]:
-        raise bad(
-            "shared-memory",
-            "there is no shared memory through the gateway",
-            got=found[0],
-            fix="on the server's own machine ask Triton itself",
-        )
+    for name in parameters:
+        if name in SHARED_MEMORY:
+            raise bad(
+                "shared-memory",
+                "there is no shared memory through the gateway",
+                got=name,
+                fix="on the server's own machine ask Triton itself",
+            )
 
 
-def _known(fields: dict[str, Any], names: Sequence[str], what: str) -> None:
-    if unknown := [name for name in fields if name not in names]:
-        raise bad("field-unknown", f"there is no such {what}", got=unknown[0], allowed=list(names))
+def _unknown(fields: dict[str, Any], names: KeysView[str], what: str) -> Refused:
+    got = next(name for name in fields if name not in names)
+    return bad("field-unknown", f"there is no such {what}", got=got, allowed=list(names))
 
 
 def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
@@ -226,17 +246,17 @@ def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
 
 
 def _object(value: object, what: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
     if value is None:
         return {}
-    if not isinstance(value, dict):
-        raise bad("field-type", f"the {what} must be an object", got=type(value).__name__)
-    return value
+    raise bad("field-type", f"the {what} must be an object", got=type(value).__name__)
 
 
 def _list(value: object, what: str) -> list[dict[str, Any]]:
     """A list of objects; none at all counts as an empty one."""
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+    if not isinstance(value, list) or not set(map(type, value)) <= OBJECTS:
         raise bad("field-type", f"{what} must be a list of objects", got=type(value).__name__)
     return value

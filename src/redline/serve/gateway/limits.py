@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from redline.records import Release
 from redline.records.serve import Role
@@ -58,6 +58,11 @@ class ModelLimits:
     inputs: tuple[TensorLimit, ...]
     outputs: tuple[str, ...] = DETECTIONS
     max_batch: int
+    by_name: Mapping[str, TensorLimit] = field(init=False, repr=False, compare=False)
+    """The inputs."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {tensor.name: tensor for tensor in self.inputs})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,6 +81,7 @@ class Metrics:
         self._switches = Counter("redline_switches", "Changes of the active release", ("service", "cause"), registry=registry)
         for name, value in (("seconds", objective_s), ("rate", rate_per_s), ("error_ratio", error_ratio)):
             self._gauge(f"redline_objective_{name}", "The service's objective").set(value)
+        self._series: dict[tuple[int | None, Entry, int], tuple[Counter, Histogram | None]] = {}
         self._roles_set: set[tuple[str, str]] = set()
 
     def _gauge(self, name: str, text: str) -> Gauge:
@@ -91,10 +92,22 @@ class Metrics:
 
     def answered(self, release: int | None, entry: Entry, code: int, seconds: float) -> None:
         """`release` None: refused before it was routed. The time of a client's error (4xx) is not recorded."""
+        key = release, entry, code
+        series = self._series.get(key) or self._series_of(key)
+        series[0].inc()
+        if series[1] is not None:
+            series[1].observe(seconds)
+
+    def _series_of(self, key: tuple[int | None, Entry, int]) -> tuple[Counter, Histogram | None]:
+        release, entry, code = key
         label = "" if release is None else str(release)
-        self._requests.labels(self.service, label, entry, str(code)).inc()
-        if release is not None and not 400 <= code < 500:
-            self._seconds.labels(self.service, label, entry).observe(seconds)
+        timed = release is not None and not 400 <= code < 500
+        series = (
+            self._requests.labels(self.service, label, entry, str(code)),
+            self._seconds.labels(self.service, label, entry) if timed else None,
+        )
+        self._series[key] = series
+        return series
 
     def compared(self, release: int, same: int, differing: int) -> None:
         self._boxes.labels(self.service, str(release), "same").inc(same)

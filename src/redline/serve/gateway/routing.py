@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from redline.records import Routes
 from redline.serve.gateway.refusal import Refused
@@ -21,8 +21,7 @@ class RouteTable:
         self.routes = routes or Routes()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class Route(NamedTuple):
     release: int
     shadow: int | None = None
     """Gets a copy after the answer was sent."""

@@ -11,6 +11,8 @@ import numpy as np
 from redline.serve.gateway.limits import Limits
 from redline.serve.gateway.refusal import Refused
 
+BLANKS = " \t\r\n"
+
 
 def parse(data: bytes, limits: Limits) -> dict[str, Any]:
     """The JSON object in `data`, UTF-8. Numbers may still be infinite (1e999). Raises Refused 413 (size) or 400.
@@ -22,7 +24,10 @@ def parse(data: bytes, limits: Limits) -> dict[str, Any]:
     if openings > limits.json_depth and (depth := nesting(data)) > limits.json_depth:
         raise Refused(400, "json-depth", "the JSON is nested too deeply", got=depth, allowed=limits.json_depth)
     try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        text = data.decode("utf-8").strip(BLANKS)
+        found, end = _DECODER.raw_decode(text)
+        if end != len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
     except UnicodeDecodeError as error:
         raise _broken(f"not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
@@ -73,3 +78,6 @@ def _no_constant(text: str) -> NoReturn:
 
 def _broken(got: str) -> Refused:
     return Refused(400, "json-broken", "the request is not valid JSON", got=got, fix="send UTF-8 JSON as KServe v2 defines it")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)

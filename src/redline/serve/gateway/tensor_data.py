@@ -24,7 +24,8 @@ def check_binary(body: Body, start: int, size: int, shape: Sequence[int], tensor
         raise bad(
             "binary-size", f"the body ends before the data of {name}", got=f"{body.size - start:,} bytes", allowed=f"{size:,}"
         )
-    least = math.prod(shape) * ITEM_BYTES[tensor.datatype]
+    count = math.prod(shape)
+    least = count * ITEM_BYTES[tensor.datatype]
     if tensor.datatype != "BYTES":
         if size != least:
             raise bad("binary-size", f"the data of {name} does not fit its shape", got=f"{size:,} bytes", allowed=f"{least:,}")
@@ -33,9 +34,9 @@ def check_binary(body: Body, start: int, size: int, shape: Sequence[int], tensor
         raise bad(
             "bytes-count", f"{name} has fewer elements than its shape says", got=f"{size:,} bytes for shape {list(shape)}"
         )
-    for _ in range(math.prod(shape)):
+    for _ in range(count):
         if start + PREFIX_BYTES > end:
-            raise bad("bytes-count", f"{name} has fewer elements than its shape says", allowed=f"{math.prod(shape)} elements")
+            raise bad("bytes-count", f"{name} has fewer elements than its shape says", allowed=f"{count} elements")
         length = int.from_bytes(body.read(start, PREFIX_BYTES), "little")
         start += PREFIX_BYTES + length
         if start > end:

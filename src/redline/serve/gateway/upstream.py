@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
+from redline.serve.gateway.body import Piece
 from redline.serve.gateway.infer_answer import Answer, garbage, read_answer
 from redline.serve.gateway.infer_request import InferRequest
 from redline.serve.gateway.limits import Limits
-from redline.serve.gateway.link import LinkDown, LinkError, LinkGarbage, LinkLate, LinkLost, Links
+from redline.serve.gateway.link import Done, LinkDown, LinkError, LinkGarbage, LinkLate, Links, Outcome
 from redline.serve.gateway.refusal import Refused, clean
 
-LENGTH = "Inference-Header-Content-Length"
+LENGTH = b"inference-header-content-length"
 INFER = (
-    b"POST /v2/models/%b/versions/%d/infer HTTP/1.1\r\nHost: triton\r\nContent-Type: application/octet-stream\r\n"
+    b" HTTP/1.1\r\nHost: triton\r\nContent-Type: application/octet-stream\r\n"
     b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n"
 )
 """The content type is the same whatever the client said: 2.51 dies of 4.3 MB as a form, the default type of curl."""
@@ -42,26 +44,27 @@ class Upstream:
         self._limits = limits
         self._links = Links(limits.connect_s)
 
+    def ask(self, model: str, version: int, request: InferRequest, done: Done) -> None:
+        """Send it; `done` is called once, and `answer` says what its outcome means. Raises Refused 503: nothing was sent."""
+        self._links.ask(*self._place(), *_sent(model, version, request), self._limits.answer_s, done)
+
     async def infer(self, model: str, version: int, request: InferRequest) -> Answer:
-        """Raises Refused: 400 as the model says, 502, 503 (down, lost, full, not loaded), 504."""
-        pieces = (request.header, *request.pieces) if request.header else request.pieces
-        size = sum(len(piece) for piece in pieces)
-        head = INFER % (model.encode(), version, len(request.header), size)
+        """Raises Refused as `answer`."""
         try:
-            answered = await self._links.exchange(*self._place(), head, pieces, self._limits.answer_s)
-        except LinkLate as error:
-            raise _late(self._limits) from error
-        except LinkDown as error:
-            raise _down("the server cannot be reached") from error
-        except LinkGarbage as error:
-            raise garbage("the server's answer cannot be read") from error
-        except LinkLost as error:
-            raise LostRequest(
-                503, "server-lost", "the server went away with this request", fix="send it again", retry_after_s=RETRY_S
-            ) from error
-        if answered.status != 200:
-            raise failure(answered.status, answered.body)
-        return read_answer(answered.headers.get(LENGTH.lower().encode()), answered.body, request.batch)
+            outcome: Outcome = await self._links.exchange(
+                *self._place(), *_sent(model, version, request), self._limits.answer_s
+            )
+        except LinkError as error:
+            outcome = error
+        return self.answer(outcome, request.batch)
+
+    def answer(self, outcome: Outcome, batch: int) -> Answer:
+        """Raises Refused: 400 as the model says, 502, 503 (down, lost, full, not loaded), 504."""
+        if isinstance(outcome, LinkError):
+            raise _failed(outcome, self._limits) from outcome
+        if outcome.status != 200:
+            raise failure(outcome.status, bytes(outcome.body))
+        return read_answer(outcome.headers.get(LENGTH), outcome.body, batch)
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body of a question that costs Triton nothing. Raises Refused 503."""
@@ -71,7 +74,7 @@ class Upstream:
             raise _down(f"the server did not answer within {self._limits.probe_s:g} s") from error
         except LinkError as error:
             raise _down("the server cannot be reached") from error
-        return answered.status, answered.body
+        return answered.status, bytes(answered.body)
 
     def close(self) -> None:
         self._links.close()
@@ -111,7 +114,21 @@ def _down(what: str) -> Refused:
     return Refused(503, "server-down", what, fix="send it again later", retry_after_s=RETRY_S)
 
 
-def _late(limits: Limits) -> Refused:
-    return Refused(
-        504, "answer-late", "the server did not answer in time", allowed=f"{limits.answer_s:g} s", fix="send it again later"
-    )
+def _failed(error: LinkError, limits: Limits) -> Refused:
+    if isinstance(error, LinkLate):
+        allowed = f"{limits.answer_s:g} s"
+        return Refused(504, "answer-late", "the server did not answer in time", allowed=allowed, fix="send it again later")
+    if isinstance(error, LinkDown):
+        return _down("the server cannot be reached")
+    if isinstance(error, LinkGarbage):
+        return garbage("the server's answer cannot be read")
+    what = "the server went away with this request"
+    return LostRequest(503, "server-lost", what, fix="send it again", retry_after_s=RETRY_S)
+
+
+def _sent(model: str, version: int, request: InferRequest) -> tuple[bytes, Sequence[Piece]]:
+    """Head and body of the request to Triton."""
+    header, pieces = request.header, request.pieces
+    size = sum(map(len, pieces)) + len(header)
+    head = b"POST /v2/models/%b/versions/%d/infer" % (model.encode(), version) + INFER % (len(header), size)
+    return head + header, pieces
