@@ -1,7 +1,7 @@
 """The search through the server against a brute-force grid of the same space on the same server.
 
 Protocol: the space is what `redline run` searches for the demo detector (pipelines, processes, threads, batch, queue delay),
-cut to batches 1 and 4 and delays 0 and 5 ms so that a grid can be measured at all. First `redline`'s search runs with no limit
+cut to batches 1 and 4 and no queue delay so that a grid can be measured at all. First `redline`'s search runs with no limit
 of time, then every lawful candidate of the space gets a closed loop and a search for its knee, both through a real Triton over
 HTTP. The best of a grid is partly luck, so its first four and the search's choice are measured twice more in turn, and the
 medians of the three rates are compared. A measurement is one load, of either side; those repeats count for neither. Target: at
@@ -34,7 +34,7 @@ from redline.tune.search import search
 from redline.workbench import Workbench
 from serving_case import Case, demo_case, parser, watched, write
 
-BATCHES, DELAYS_US, WORKERS = (1, 4), (0, 5_000), (1, 2)
+BATCHES, DELAYS_US, WORKERS = (1, 4), (0,), (1, 2)
 PIPELINES: tuple[Pipeline, ...] = ("fused", "bls", "ensemble")
 LEAST_RATE, MOST_SHARE = 0.95, 0.25
 CONTENDERS, REPEATS = 4, 2

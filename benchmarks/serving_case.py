@@ -105,7 +105,7 @@ def demo_case(work: Path, minutes: float) -> Case:
     spec = work / "demo" / "detector.toml"
     if not spec.exists():
         api.init_demo(spec.parent)
-        text = spec.read_text(encoding="utf-8").replace("minutes = 0.8 ", f"minutes = {minutes} ")
+        text = spec.read_text(encoding="utf-8").replace("minutes = 0.5 ", f"minutes = {minutes} ")
         spec.write_text(text, encoding="utf-8")
     return _case("demo", spec, work / "runs")
 

@@ -85,12 +85,20 @@ def queue_timeout_us(objective: Objective) -> int:
     return max(round(TIMEOUT_P95 * objective.p95_ms * 1000), TIMEOUT_FLOOR_US)
 
 
-def batching(config: Any, release: Release, *, waits: bool) -> None:
-    """Dynamic batching and the queue policy. `waits`: this model is the one at which requests wait for others."""
+def batching(config: Any, release: Release, target: Target, *, waits: bool) -> None:
+    """Dynamic batching, and in the container the queue policy. `waits`: this is the model at which requests wait for others.
+
+    A queue policy of any kind makes the batcher of Triton 2.51 sleep half a second over requests that came while an instance
+    was ending its last one (benchmarks/queue_policy.py). The embedded server has a gateway in front that bounds what waits; in
+    the container nothing else may.
+    """
     assert release.candidate.serving is not None
     serving = release.candidate.serving
     block = config.dynamic_batching
+    block.SetInParent()
     block.max_queue_delay_microseconds = serving.queue_delay_us if waits else 0
+    if target == "embedded":
+        return
     policy = block.default_queue_policy
     policy.timeout_action = triton.ModelQueuePolicy.REJECT
     policy.default_timeout_microseconds = max(queue_timeout_us(release.objective), 2 * serving.queue_delay_us)

@@ -27,7 +27,7 @@ def model_problems(files: ModelFiles, config: Any, release: Release, target: Tar
     yield from _backend(files, config, target)
     if config.platform != "ensemble":
         yield from _instances(files.name, config, target)
-        yield from _queue(files.name, config)
+        yield from _queue(files.name, config, target)
         yield from _warmup(files, config)
     if config.backend == "python":
         yield from _parameters(files, config, release)
@@ -102,8 +102,19 @@ def _instances(name: str, config: Any, target: Target) -> Iterator[Problem]:
             yield Problem("config-profile", name, "profiles", str(list(group.profile)), "only with the tensorrt backend")
 
 
-def _queue(name: str, config: Any) -> Iterator[Problem]:
+def _queue(name: str, config: Any, target: Target) -> Iterator[Problem]:
     batching = config.dynamic_batching
+    if target == "container":
+        yield from _queue_policy(name, batching)
+    elif batching.HasField("default_queue_policy") or not config.HasField("dynamic_batching"):
+        allowed = "dynamic batching without one: the gateway bounds the queue, and a policy makes the batcher sleep"
+        yield Problem("config-queue", name, "the queue policy", "one, or no dynamic batching", allowed)
+    preferred = list(batching.preferred_batch_size)
+    if any(not 1 <= batch <= config.max_batch_size for batch in preferred):
+        yield Problem("config-preferred", name, "preferred batch sizes", str(preferred), f"1 to {config.max_batch_size}")
+
+
+def _queue_policy(name: str, batching: Any) -> Iterator[Problem]:
     policy = batching.default_queue_policy
     if policy.max_queue_size < 1 or policy.timeout_action != triton.ModelQueuePolicy.REJECT:
         action = triton.ModelQueuePolicy.TimeoutAction.Name(policy.timeout_action)
@@ -113,9 +124,6 @@ def _queue(name: str, config: Any) -> Iterator[Problem]:
     if timeout <= delay:
         allowed = "longer than the delay, or every request that waits for others is refused"
         yield Problem("config-timeout", name, "the queue's timeout", f"{timeout} us with a delay of {delay} us", allowed)
-    preferred = list(batching.preferred_batch_size)
-    if any(not 1 <= batch <= config.max_batch_size for batch in preferred):
-        yield Problem("config-preferred", name, "preferred batch sizes", str(preferred), f"1 to {config.max_batch_size}")
 
 
 def _warmup(files: ModelFiles, config: Any) -> Iterator[Problem]:

@@ -90,11 +90,12 @@ def render(release: Release, target: Target) -> tuple[ModelFiles, ...]:
     assert release.candidate.serving is not None
     pipeline = release.candidate.serving.pipeline
     if pipeline == "fused":
-        return (_tensor(release), _entry(release))
+        return (_tensor(release, target), _entry(release, target))
     network = _network(release, target)
     if pipeline == "bls":
-        return (network, _tensor(release), _entry(release))
-    return (network, _prepare(release), _finish(release), _tensor(release), _ensemble(release))
+        return (network, _tensor(release, target), _entry(release, target))
+    steps = (_prepare(release, target), _finish(release, target))
+    return (network, *steps, _tensor(release, target), _ensemble(release))
 
 
 def render_stable(service: str, release: Release, target: Target) -> tuple[ModelFiles, ...]:
@@ -130,27 +131,27 @@ def _files(release: Release, role: Role | None, config: Any, **more: Any) -> Mod
     )
 
 
-def _entry(release: Release) -> ModelFiles:
+def _entry(release: Release, target: Target) -> ModelFiles:
     config = _python(release, "entry")
     blocks.image_input(config)
-    return _detecting(release, "entry", config)
+    return _detecting(release, target, "entry", config)
 
 
-def _tensor(release: Release) -> ModelFiles:
+def _tensor(release: Release, target: Target) -> ModelFiles:
     config = _python(release, "tensor")
     blocks.tensor(config.input.add(), names.IMAGES, "TYPE_FP32", image_dims(release))
     blocks.placement(config.input.add())
-    return _detecting(release, "tensor", config)
+    return _detecting(release, target, "tensor", config)
 
 
-def _detecting(release: Release, role: Role, config: Any) -> ModelFiles:
+def _detecting(release: Release, target: Target, role: Role, config: Any) -> ModelFiles:
     """An entry or tensor process. Unless fused it calls another model, which may not be there while it loads: no warm-up."""
     candidate = release.candidate
     assert candidate.serving is not None
     blocks.detections(config, release.postprocess.max_detections)
     fused = candidate.serving.pipeline == "fused"
     blocks.processes(config, candidate.concurrency if fused else candidate.serving.workers)
-    blocks.batching(config, release, waits=candidate.serving.pipeline != "ensemble")
+    blocks.batching(config, release, target, waits=candidate.serving.pipeline != "ensemble")
     if not fused:
         return _files(release, role, config)
     if role == "tensor":
@@ -167,7 +168,7 @@ def _network(release: Release, target: Target) -> ModelFiles:
     engine = release.engine
     config = _python(release, "network") if target == "embedded" else _start(release, "network")
     blocks.network_tensors(config, release)
-    blocks.batching(config, release, waits=waits)
+    blocks.batching(config, release, target, waits=waits)
     blocks.network_warmup(config, release, target)
     if target == "embedded":
         blocks.processes(config, release.candidate.concurrency)
@@ -182,19 +183,19 @@ def _network(release: Release, target: Target) -> ModelFiles:
     return _files(release, "network", config, network=SERVER_FILE[engine.format])
 
 
-def _prepare(release: Release) -> ModelFiles:
+def _prepare(release: Release, target: Target) -> ModelFiles:
     config = _python(release, "prepare")
     assert release.candidate.serving is not None
     blocks.image_input(config)
     blocks.tensor(config.output.add(), names.IMAGES, "TYPE_FP32", image_dims(release))
     blocks.placement(config.output.add())
     blocks.processes(config, release.candidate.serving.workers)
-    blocks.batching(config, release, waits=False)
+    blocks.batching(config, release, target, waits=False)
     blocks.image_warmup(config, release)
     return _files(release, "prepare", config, images=_warm_images(release))
 
 
-def _finish(release: Release) -> ModelFiles:
+def _finish(release: Release, target: Target) -> ModelFiles:
     config = _python(release, "finish")
     assert release.candidate.serving is not None
     for output in release.engine.outputs:
@@ -202,7 +203,7 @@ def _finish(release: Release) -> ModelFiles:
     blocks.placement(config.input.add())
     blocks.detections(config, release.postprocess.max_detections)
     blocks.processes(config, release.candidate.serving.workers)
-    blocks.batching(config, release, waits=False)
+    blocks.batching(config, release, target, waits=False)
     return _files(release, "finish", config)
 
 

@@ -144,6 +144,7 @@ def no_cuda_graph_backend(config):
 
 CONTAINER, EMBEDDED = "container", "embedded"
 # (code, release, target, role, change)
+POLICY = "dynamic_batching.default_queue_policy"
 CHANGES = [
     ("config-name", BLS, EMBEDDED, "entry", put("name", "detector_r4")),
     ("config-version-policy", BLS, EMBEDDED, "tensor", put("version_policy.specific.versions", [2])),
@@ -174,11 +175,12 @@ CHANGES = [
     ("config-kind", PLAN, CONTAINER, "network", put("instance_group.0.kind", GROUP.KIND_CPU)),
     ("config-kind", PLAN, CONTAINER, "entry", put("instance_group.0.kind", GROUP.KIND_GPU)),
     ("config-profile", BLS, CONTAINER, "network", put("instance_group.0.profile", ["0"])),
-    ("config-queue", BLS, EMBEDDED, "entry", put("dynamic_batching.default_queue_policy.max_queue_size", 0)),
-    ("config-queue", BLS, EMBEDDED, "entry", put("dynamic_batching.default_queue_policy.timeout_action", 1)),
+    ("config-queue", BLS, EMBEDDED, "entry", put(f"{POLICY}.max_queue_size", 64)),
     ("config-queue", BLS, EMBEDDED, "entry", clear("dynamic_batching")),
-    ("config-timeout", BLS, EMBEDDED, "entry", put("dynamic_batching.default_queue_policy.default_timeout_microseconds", 2000)),
-    ("config-timeout", BLS, EMBEDDED, "entry", put("dynamic_batching.max_queue_delay_microseconds", 10**8)),
+    ("config-queue", BLS, CONTAINER, "entry", put(f"{POLICY}.max_queue_size", 0)),
+    ("config-queue", BLS, CONTAINER, "entry", put(f"{POLICY}.timeout_action", 1)),
+    ("config-timeout", BLS, CONTAINER, "entry", put(f"{POLICY}.default_timeout_microseconds", 2000)),
+    ("config-timeout", BLS, CONTAINER, "entry", put("dynamic_batching.max_queue_delay_microseconds", 10**8)),
     ("config-preferred", PLAN, CONTAINER, "network", put("dynamic_batching.preferred_batch_size", [2, 5])),
     ("config-preferred", PLAN, CONTAINER, "network", put("dynamic_batching.preferred_batch_size", [0])),
     ("config-parameters", BLS, EMBEDDED, "entry", lambda config: config.parameters.pop("role")),

@@ -151,10 +151,13 @@ def test_a_request_waits_for_others_at_one_model_only(pipeline, waiting):
 @pytest.mark.parametrize(
     ("p95_ms", "delay_us", "timeout_us"), [(20.0, 0, 5_000_000), (900.0, 0, 9_000_000), (20.0, 4_000_000, 8_000_000)]
 )
-def test_the_queue_refuses_and_its_timeout_follows_the_objective(p95_ms, delay_us, timeout_us):
-    """Ten times the P95, at least 5 s, at least twice the delay."""
+def test_the_containers_queue_refuses_and_its_timeout_follows_the_objective(p95_ms, delay_us, timeout_us):
+    """Ten times the P95, at least 5 s, at least twice the delay. Behind the gateway the server has none."""
     of = release("bls", objective=Objective(p95_ms=p95_ms, throughput=1.0), queue_delay_us=delay_us, queue_size=7)
     for config in configs(of).values():
+        assert config.HasField("dynamic_batching")
+        assert not config.dynamic_batching.HasField("default_queue_policy")
+    for config in configs(of, "container").values():
         policy = config.dynamic_batching.default_queue_policy
         assert policy.timeout_action == triton.ModelQueuePolicy.REJECT
         assert policy.max_queue_size == 7

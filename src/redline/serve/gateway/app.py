@@ -25,7 +25,7 @@ from redline.serve.gateway.refusal import Refused
 from redline.serve.gateway.reply import JSON, OCTETS, Heads
 from redline.serve.gateway.routing import Route, Router, RouteTable
 from redline.serve.gateway.shadow import Shadows
-from redline.serve.gateway.upstream import LENGTH, Address, LostRequest, Upstream, unavailable
+from redline.serve.gateway.upstream import LENGTH, Address, LostRequest, Upstream, queue_full, unavailable
 from redline.serve.names import model_name, stable_name
 
 LOG: Final = logging.getLogger(__name__)
@@ -240,6 +240,8 @@ class Gateway:
         route = self._router.pick(target.version)
         call.release = release = route.release
         served, role = self._limits_of(release), ROLES[target.entry]
+        if self._in_flight[release] >= served.at_once:
+            raise queue_full(served.at_once)
         body = Body(call.pieces)
         sound = self._judged(call, body, served.model(role))
         asked = _Asked(call, route, served, body, sound)

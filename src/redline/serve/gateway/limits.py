@@ -74,18 +74,23 @@ class ReleaseLimits:
     """Name of each label; "" or beyond the end: no name."""
     entry: ModelLimits
     tensor: ModelLimits
+    at_once: int = 512
+    """Requests that may be with Triton, shadows included: what is being computed and what waits."""
 
     def model(self, role: Role) -> ModelLimits:
         return self.entry if role == "entry" else self.tensor
 
 
 def limits_of(release: Release) -> ReleaseLimits:
-    """The limits that a release's rendered configuration has."""
+    """The limits that a release's rendered configuration has, and that of its queue, which it has not (`blocks.batching`)."""
+    serving = release.candidate.serving
+    assert serving is not None
     return ReleaseLimits(
         release=release.number,
         classes=release.classes,
         entry=entry_limits(release.candidate.batch),
         tensor=tensor_limits(release.candidate.batch, image_dims(release)),
+        at_once=release.candidate.concurrency * release.candidate.batch + serving.queue_size,
     )
 
 

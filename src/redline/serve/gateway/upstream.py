@@ -95,12 +95,17 @@ def failure(status: int, body: bytes) -> Refused:
         return Refused(400, "model-refused", text, fix="send another image")
     # 503 and not 429: the client did nothing wrong, another replica may have room, and the objective must count it.
     if status == 503 and "maximum queue size" in text:
-        return Refused(503, "queue-full", "more requests wait than may", fix="send it again later", retry_after_s=RETRY_S)
+        return queue_full()
     if "timeout" in text.lower() and status in (408, 503, 504):
         return Refused(504, "queue-timeout", "the request waited too long for its turn", fix="send it again later")
     if status in (404, 503):
         return unavailable()
     return Refused(502, "model-failed", "the release failed on this request", fix="tell whoever runs this service")
+
+
+def queue_full(at_once: int | None = None) -> Refused:
+    fix = "send it again later"
+    return Refused(503, "queue-full", "more requests wait than may", allowed=at_once, fix=fix, retry_after_s=RETRY_S)
 
 
 def unavailable() -> Refused:
