@@ -1,4 +1,4 @@
-"""How the GPU benchmark builds: FP16 held where the graph has it, outputs in the kernels' own layout, and where a build's time goes."""
+"""How the GPU benchmark builds: types free or asked for, outputs in the kernels' own layout; where a build's time goes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redline.engine.tensorrt_log import Log, make_logger
 from redline.engine.tensorrt_versions import Library
 
 RUNNER = re.compile(r"Timing Runner: (.*) \((\w+)")
-TACTIC = re.compile(r"Tactic: 0x\w+.* Time: ([0-9.eE+-]+|inf)")
+TACTIC = re.compile(r"(?<!Fastest )Tactic: 0x\w+.* Time: ([0-9.eE+-]+|inf)")
 
 
 class Native(Library):
@@ -39,6 +39,9 @@ class BuildClock:
     """Time between the lines of TensorRT's verbose log, by what was being done. Installed for the builds of a process."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.spent: dict[str, float] = defaultdict(float)
         self.nodes: dict[str, float] = defaultdict(float)
         self.tactics: Counter[str] = Counter()
@@ -46,9 +49,10 @@ class BuildClock:
         self.last = self.began = time.perf_counter()
 
     def install(self) -> None:
-        tensorrt_builder.make_logger = self.logger
+        vars(tensorrt_builder)["make_logger"] = self.logger
 
     def logger(self, module: Any) -> tuple[Log, Any]:
+        self.reset()
         log, plain = make_logger(module)
         clock, base = self, module.ILogger
 

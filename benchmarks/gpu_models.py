@@ -7,6 +7,7 @@ import math
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -42,8 +43,8 @@ def spec(name: str, weights: Path) -> ModelSpec:
         aspect_ratios=zoo.ASPECT_RATIOS,
         activation="sigmoid",
     )
-    random = name == "retina91"
-    size = (800, 800) if random else (639, 853)
+    random = name != "retina4"
+    size: Any = (800, 800) if random else (639, 853)
     preprocess = Preprocess(resize="shortest-side", size=size, round_to_uint8=False, fill=(0, 0, 0), **IMAGENET)  # type: ignore[arg-type]
     return ModelSpec(
         factory="redline.zoo:retinanet_resnet50_fpn",
@@ -73,7 +74,7 @@ def graph(name: str, weights: Path, folder: Path, half: bool) -> OnnxModel:
 
 def prepared(name: str, source: Detector, folder: Path) -> tuple[OnnxModel, OnnxModel]:
     folder.mkdir(parents=True, exist_ok=True)
-    hw = {"retina4": (640, 864)}.get(name, source.preprocess.size)
+    hw: Any = {"retina4": (640, 864)}.get(name, source.preprocess.size)
     if name not in VARIANTS:
         full = export_onnx(source, folder, input_hw=hw)
         return full, export_half(full, folder)

@@ -1,4 +1,4 @@
-"""RetinaNet variants that the GPU benchmark's moonshot tries: the same function, laid out for fewer launches and less traffic."""
+"""RetinaNet variants for the GPU benchmark's moonshot: the same function, laid out for fewer launches and less traffic."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ class Packed(Variant):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         levels, first, rest = self.backbone(images), SIZES[0], SIZES[1:]
         spare = first - sum(rest) - len(rest) + 1
-        parts = [
-            F.pad(x, (0, spare if i == len(rest) - 1 else 1, 0, rest[0] - x.shape[2])) for i, x in enumerate(levels[1:])
-        ]
+        parts = [F.pad(x, (0, spare if i == len(rest) - 1 else 1, 0, rest[0] - x.shape[2])) for i, x in enumerate(levels[1:])]
         canvas = torch.cat([F.pad(levels[0], (0, 0, 0, 1)), torch.cat(parts, 3)], 2)
         found = tuple(self.head(canvas, tower, last) for tower, last in zip(self.towers, self.last, strict=True))
         return found if self.native else self.rows(found)
