@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import math
 import sys
 import tempfile
@@ -44,7 +45,7 @@ def spec(name: str, weights: Path) -> ModelSpec:
         activation="sigmoid",
     )
     random = name != "retina4"
-    size: Any = (800, 800) if random else (639, 853)
+    size = (800, 800) if random else (639, 853)
     preprocess = Preprocess(resize="shortest-side", size=size, round_to_uint8=False, fill=(0, 0, 0), **IMAGENET)  # type: ignore[arg-type]
     return ModelSpec(
         factory="redline.zoo:retinanet_resnet50_fpn",
@@ -63,9 +64,13 @@ def detector(name: str, weights: Path) -> Detector:
 
 
 def graph(name: str, weights: Path, folder: Path, half: bool) -> OnnxModel:
-    """Exported once to `folder`, FP32 and FP16."""
+    """Exported once to `folder`, FP32 and FP16; of several processes one exports and the others wait."""
     record = folder / name / ("half.json" if half else "full.json")
-    if not record.exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if record.exists():
+            return load(OnnxModel, record.read_bytes())
         full, lower = prepared(name, detector("retina91" if name in VARIANTS else name, weights), folder / name)
         (folder / name / "full.json").write_bytes(dump(full))
         (folder / name / "half.json").write_bytes(dump(lower))

@@ -16,6 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -190,14 +191,18 @@ def time_torch(
 
 
 def report(bench: Bench, name: str, how: str, precision: str, shape: Shape, row: dict[str, Any]) -> None:
-    model = bench.graph(name, precision == "fp16")
-    flop = total_flop(node_facts(read_graph(model.path), shape))
-    roof = roof_ms(model, shape, PEAK_FLOPS[precision], bench.bandwidth)
+    flop, roof = limits(bench.graph(name, precision == "fp16"), shape, PEAK_FLOPS[precision], bench.bandwidth)
     bench.note(
         model=name, what="latency", how=how, shape=list(shape), gflop_per_image=flop / shape[0] / 1e9,
         images_per_s=1000 * shape[0] / row["p50_ms"], compute_roof_ms=flop / PEAK_FLOPS[precision] * 1000,
         layer_roof_ms=roof, share_of_layer_roof=roof / row["p50_ms"], **row,
     )  # fmt: skip
+
+
+@cache
+def limits(model: OnnxModel, shape: Shape, peak: float, bandwidth: float) -> tuple[float, float]:
+    """Operations, and the layers' roofline in ms."""
+    return total_flop(node_facts(read_graph(model.path), shape)), roof_ms(model, shape, peak, bandwidth)
 
 
 def main() -> None:
