@@ -24,6 +24,71 @@ class Native(Library):
             network.get_output(index).allowed_formats = 1 << int(self.module.TensorFormat.HWC8)
 
 
+class Typed(Library):
+    """Every layer that computes is asked for the types of an FP16 graph, not the convolutions alone."""
+
+    def follow_graph(self, network: Any, config: Any, precision: str, wide: Any, **more: Any) -> None:
+        Library.follow_graph(self, network, config, precision, wide, **more)
+        if precision != "fp16":
+            return
+        kinds, half = self.module.LayerType, self.module.DataType.HALF
+        compute = {getattr(kinds, name) for name in ("CONVOLUTION", "ACTIVATION", "ELEMENTWISE", "POOLING", "SCALE")}
+        for layer in (network.get_layer(index) for index in range(network.num_layers)):
+            if layer.type in compute and layer.name not in wide and layer.get_output(0).dtype == half:
+                layer.precision = half
+                layer.set_output_type(0, half)
+
+
+class Few(Typed):
+    """Of the pointwise kernels, each of which is compiled before it is timed, `KEPT` for each pair of layouts."""
+
+    def configure(self, builder: Any, options: Any) -> Any:
+        config = Typed.configure(self, builder, options)
+        ALIVE.append(_selector(self.module))
+        config.algorithm_selector = ALIVE[-1]
+        return config
+
+
+ALIVE: list[Any] = []
+"""TensorRT holds no reference to a selector."""
+KEPT = 2
+
+
+def _selector(module: Any) -> Any:
+    base = module.IAlgorithmSelector
+
+    class Selector(base):  # type: ignore[misc, valid-type, unused-ignore]
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def select_algorithms(self, context: Any, choices: Any) -> list[int]:
+            everything = list(range(len(choices)))
+            if not str(context.name).startswith("PWN("):
+                return everything
+            try:
+                seen: Counter[Any] = Counter()
+                kept = []
+                for index in everything:
+                    key = _layouts(choices[index], context.num_inputs + context.num_outputs)
+                    seen[key] += 1
+                    if seen[key] <= KEPT:
+                        kept.append(index)
+                return kept
+            except Exception as error:  # nothing may leave a callback of the builder
+                print("selector:", error, flush=True)
+                return everything
+
+        def report_algorithms(self, contexts: Any, choices: Any) -> None:
+            pass
+
+    return Selector()
+
+
+def _layouts(choice: Any, count: int) -> tuple[Any, ...]:
+    infos = [choice.get_algorithm_io_info(index) for index in range(count)]
+    return tuple((str(info.dtype), str(info.strides), str(info.components_per_element)) for info in infos)
+
+
 class Free(Library):
     """Types are left to the builder, as before layers were asked to be FP16."""
 

@@ -18,7 +18,7 @@ from tensorrt_gpu import Bench
 
 LANES = 2
 """In flight on each GPU: one computes while the other's input is on its way."""
-REQUESTS = 1500
+REQUESTS = 1000
 LOAD = 0.8
 
 

@@ -99,10 +99,54 @@ class Packed(Variant):
         return logits, deltas
 
 
+class Rows(Packed):
+    """P3 by itself; P4 to P7 side by side on one canvas, whose gaps are closed by a product after each ReLU."""
+
+    def __init__(self, network: nn.Module, *, native: bool) -> None:
+        super().__init__(network, native=native)
+        rest = SIZES[1:]
+        self.places = [(0, sum(rest[:i]) + i) for i in range(len(rest))]
+        mask = torch.zeros(1, 1, rest[0], sum(rest) + len(rest) - 1)
+        for size, (top, left) in zip(rest, self.places, strict=True):
+            mask[:, :, top : top + size, left : left + size] = 1
+        self.gaps = mask
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        levels, rest = self.backbone(images), SIZES[1:]
+        parts = [F.pad(x, (0, 1 if i < len(rest) - 1 else 0, 0, rest[0] - x.shape[2])) for i, x in enumerate(levels[1:])]
+        canvas = torch.cat(parts, 3)
+        pairs = list(zip(self.towers, self.last, strict=True))
+        found = tuple(x for tower, last in pairs for x in (last(tower(levels[0])), self.head(canvas, tower, last)))
+        return found if self.native else self.rows(found)
+
+    def head(self, canvas: Tensor, tower: Any, last: Any) -> Tensor:
+        for layer in tower:
+            canvas = F.relu(layer[0](canvas)) * self.gaps
+        result: Tensor = last(canvas)
+        return result
+
+    def rows(self, found: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        one, two = (
+            torch.cat(
+                [
+                    self.level(found[2 * i], columns),
+                    *(
+                        self.level(found[2 * i + 1][:, :, t : t + s, w : w + s], columns)
+                        for s, (t, w) in zip(SIZES[1:], self.places, strict=True)
+                    ),
+                ],
+                1,
+            )
+            for i, columns in enumerate(self.columns)
+        )
+        return one, two
+
+
 VARIANTS: dict[str, tuple[type[Variant], bool]] = {
     "packed": (Packed, False),
     "native": (Levels, True),
     "packed-native": (Packed, True),
+    "rows-native": (Rows, True),
 }
 """name -> (class, native outputs). Native ones read and write float16."""
 

@@ -117,7 +117,8 @@ def run(path: Path, name: str, pictures: Any) -> tuple[list[Any], list[Any]]:
     from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
     from redline.predict import Predictor
 
-    model, raw = spec(name, Path()), []
+    model = spec(name, Path())
+    raw: list[Any] = []
     runner = OnnxRuntimeRunner(str(path), threads=2, concurrent=False)
 
     class Kept:

@@ -23,19 +23,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpu_builds import BuildClock, Free, Native, like
+from gpu_builds import BuildClock, Few, Free, Native, Typed, like
 from gpu_models import detector, graph, roof_ms
 from gpu_variants import is_native
 from redline.doctor import inspect_machine
 from redline.engine import cuda
 from redline.engine.graph_facts import node_facts, read_graph, total_flop
 from redline.engine.tensorrt_runner import TensorRTRunner
-from redline.engine.tensorrt_store import build_engine
-from redline.engine.tensorrt_versions import find
+from redline.engine.tensorrt_store import _timings, build_engine, place_of
+from redline.engine.tensorrt_versions import Library, find
 from redline.engine.torch_gpu_runner import TorchGpuRunner
 from redline.measure.telemetry import telemetry
 from redline.records import BuildOptions, EngineBuild, EngineProfile, OnnxModel, Telemetry
 from redline.store import Store, dump
+from redline.store.disk import write_file
 
 PEAK_FLOPS = {"fp32": 66.9e12, "tf32": 494.7e12, "fp16": 989.4e12}
 """Dense peaks of an H100 / H200 SXM by the vendor's datasheet."""
@@ -52,8 +53,8 @@ class Bench:
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
         self.library: Any = None if all(phase.startswith("warm") for phase in given.phases) else find("tensorrt")
-        if given.free:
-            self.library = like(Free, find("tensorrt"))
+        if self.library is not None:
+            self.library = like({"free": Free, "typed": Typed, "few": Few}.get(given.how, Library), self.library)
         self.store = Store(given.work / "store")
         self.rows: list[dict[str, Any]] = []
         self.phase, self.started = "", time.time()
@@ -90,12 +91,16 @@ class Bench:
 
     def build(self, name: str, model: OnnxModel, options: BuildOptions) -> EngineBuild:
         library = like(Native, self.library) if is_native(name) else self.library
-        build = build_engine(model, replace(options, tactic_sources=SOURCES), library, self.store)
+        if self.given.timings and not (known := _timings(self.store, library, place_of(options, 0))).exists():
+            write_file(known, self.given.timings.read_bytes(), self.store.scratch)
+        level = options.optimization_level if self.given.level is None else self.given.level
+        build = build_engine(model, replace(options, tactic_sources=SOURCES, optimization_level=level), library, self.store)
         proof = build.proof
         seen = Counter("_".join(layer.tactic.split("_")[:2]) or layer.kind for layer in proof.layers)
         self.note(
-            model=name, what="build", precision=options.precision, seconds=build.seconds, timing_cache=build.timing_cache,
-            plan_mb=build.plan_bytes / 1e6, context_mb=(build.device_memory_bytes or 0) / 1e6, level=options.optimization_level,
+            model=name, what="build", how=self.given.how, precision=options.precision, seconds=build.seconds,
+            timing_cache=build.timing_cache,
+            plan_mb=build.plan_bytes / 1e6, context_mb=(build.device_memory_bytes or 0) / 1e6, level=level,
             profiles=[[p.minimum, p.optimum, p.maximum] for p in options.profiles], proved=proof.proved,
             shares=dict(proof.shares), fallen=proof.fallen[:8], fallen_share=proof.fallen_share, proof_note=proof.note,
             engine_layers=len(proof.layers), tactics=dict(seen.most_common(12)), warnings=build.warnings[:5],
@@ -104,7 +109,8 @@ class Bench:
         return build
 
     def runner(self, build: EngineBuild, **how: Any) -> TensorRTRunner:
-        return TensorRTRunner(self.store.path(build.digest).read_bytes(), self.library, **how)
+        plan, names = self.store.path(build.digest).read_bytes(), [fact.name for fact in build.outputs]
+        return TensorRTRunner(plan, self.library, outputs=names, **how)
 
     def timings(self) -> Path:
         """The timing cache of this GPU."""
@@ -216,7 +222,9 @@ def main() -> None:
     options.add_argument("--data", type=Path)
     options.add_argument("--out", type=Path, required=True)
     options.add_argument("--clock", action="store_true", help="say where a build's time goes (it costs a little)")
-    options.add_argument("--free", action="store_true", help="leave the types of an FP16 graph to the builder")
+    options.add_argument("--how", choices=("free", "asked", "typed", "few"), default="asked", help="see gpu_builds.py")
+    options.add_argument("--timings", type=Path, help="a timing cache to begin with")
+    options.add_argument("--level", type=int, help="optimisation level of every build; default: each phase's own")
     given = options.parse_args()
     given.graphs = given.graphs or given.work
     given.out.mkdir(parents=True, exist_ok=True)
