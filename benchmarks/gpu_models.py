@@ -1,16 +1,20 @@
-"""The detectors that the GPU benchmark runs, their graphs, and RetinaNet variants that its moonshot tries."""
+"""The detectors that the GPU benchmark runs, their graphs and their rooflines."""
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import math
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
-from torch import Tensor, nn
 
+from gpu_variants import VARIANTS, export_variant, is_native, narrow_input
+from redline.engine.graph_facts import node_facts, read_graph
 from redline.export import export_onnx
 from redline.export.half import export_half
 from redline.model.load import load_detector
@@ -19,6 +23,7 @@ from redline.store import dump, load
 from redline.zoo import retinanet as zoo
 
 IMAGENET = {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "channels": "rgb"}
+WIDTH = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
 TORCHVISION = Postprocess(score=0.05, iou=0.5, max_detections=300, candidates_per_level=1000)
 
 
@@ -39,7 +44,7 @@ def spec(name: str, weights: Path) -> ModelSpec:
         aspect_ratios=zoo.ASPECT_RATIOS,
         activation="sigmoid",
     )
-    random = name == "retina91"
+    random = name != "retina4"
     size = (800, 800) if random else (639, 853)
     preprocess = Preprocess(resize="shortest-side", size=size, round_to_uint8=False, fill=(0, 0, 0), **IMAGENET)  # type: ignore[arg-type]
     return ModelSpec(
@@ -59,9 +64,13 @@ def detector(name: str, weights: Path) -> Detector:
 
 
 def graph(name: str, weights: Path, folder: Path, half: bool) -> OnnxModel:
-    """Exported once to `folder`, FP32 and FP16."""
+    """Exported once to `folder`, FP32 and FP16; of several processes one exports and the others wait."""
     record = folder / name / ("half.json" if half else "full.json")
-    if not record.exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if record.exists():
+            return load(OnnxModel, record.read_bytes())
         full, lower = prepared(name, detector("retina91" if name in VARIANTS else name, weights), folder / name)
         (folder / name / "full.json").write_bytes(dump(full))
         (folder / name / "half.json").write_bytes(dump(lower))
@@ -70,91 +79,40 @@ def graph(name: str, weights: Path, folder: Path, half: bool) -> OnnxModel:
 
 def prepared(name: str, source: Detector, folder: Path) -> tuple[OnnxModel, OnnxModel]:
     folder.mkdir(parents=True, exist_ok=True)
-    hw = {"retina4": (640, 864)}.get(name, source.preprocess.size)
-    if name in VARIANTS:
-        full = fixed(VARIANTS[name](source.module).eval(), source, folder, (1, 3, *hw))
-    else:
+    hw: Any = {"retina4": (640, 864)}.get(name, source.preprocess.size)
+    if name not in VARIANTS:
         full = export_onnx(source, folder, input_hw=hw)
-    return full, export_half(full, folder)
+        return full, export_half(full, folder)
+    full = export_variant(name, source, folder, (1, 3, *hw))
+    half = export_half(full, folder, keep_outputs=not is_native(name))
+    return full, narrow_input(half) if is_native(name) else half
 
 
-def fixed(module: nn.Module, source: Detector, folder: Path, shape: tuple[int, ...]) -> OnnxModel:
-    """A variant's graph at one shape, compared with the original on random input."""
-    import hashlib
+def roof_ms(model: OnnxModel, shape: tuple[int, ...], peak_flops: float, bytes_per_second: float) -> float:
+    """Sum over convolutions and products of max(operations / peak, (inputs + outputs + weights) / bandwidth), milliseconds.
 
-    from redline.export.exporters import quiet
-    from redline.records import TensorFact
-
-    path, images = folder / "network.onnx", torch.rand(shape)
-    with torch.no_grad(), quiet():
-        pairs = list(zip(source.module(images), module(images), strict=True))
-        worst = max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
-        names = [fact.name for fact in source.facts.outputs]
-        torch.onnx.export(
-            module,
-            (images,),
-            str(path),
-            input_names=["images"],
-            output_names=names,
-            opset_version=18,
-            dynamo=True,
-            external_data=False,
-        )
-    if worst > 1e-3:
-        raise SystemExit(f"{folder.name} does not compute what RetinaNet computes: {worst:.2g}")
-    outputs = tuple(TensorFact(name=n, dtype="float32", shape=tuple(a.shape)) for n, (a, _) in zip(names, pairs, strict=True))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    image = TensorFact(name="images", dtype="float32", shape=shape)
-    return OnnxModel(
-        path=str(path), digest=digest, exporter="torch.export", opset=18, input=image, outputs=outputs, dynamic=False, checks=()
-    )
-
-
-class Packed(nn.Module):
-    """RetinaNet whose head runs once over one canvas of all pyramid levels, with a zero cell between neighbours.
-
-    Row 0 holds P3; below it P4 to P7 lie side by side. The gaps are made zero again before every convolution, so that each
-    level sees the zero padding that it would have alone. One shape only (800 x 800): the layout is fixed.
+    The method of the public roofline tables: each layer's tensors go to memory once; all else is free.
     """
+    graph = onnx.load(model.path)
+    del graph.graph.value_info[:]
+    for dim, size in zip(graph.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
+        dim.dim_value = size
+    for value in graph.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
+    inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
+    sizes: dict[str, int] = {w.name: math.prod(w.dims) * WIDTH.get(w.data_type, 4) for w in inferred.initializer}
+    for value in (*inferred.input, *inferred.output, *inferred.value_info):
+        tensor = value.type.tensor_type
+        sizes[value.name] = math.prod(d.dim_value for d in tensor.shape.dim) * WIDTH.get(tensor.elem_type, 4)
+    flop = {fact.output: fact.flop for fact in node_facts(read_graph(model.path), shape)}
+    heavy = [node for node in inferred.node if flop.get(node.output[0])]
+    times = [
+        max(flop[n.output[0]] / peak_flops, sum(sizes.get(t, 0) for t in (*n.input, n.output[0])) / bytes_per_second)
+        for n in heavy
+    ]
+    return 1000 * math.fsum(times)
 
-    def __init__(self, network: nn.Module, sizes: tuple[int, ...] = (100, 50, 25, 13, 7)) -> None:
-        super().__init__()
-        net: Any = network
-        inner = net if hasattr(net, "backbone") else next(part for part in net.children() if hasattr(part, "backbone"))
-        self.backbone, self.head, self.sizes = inner.backbone, inner.head, sizes
-        first, rest = sizes[0], sizes[1:]
-        mask = torch.zeros(1, 1, first + 1 + rest[0], first)
-        self.places = [(0, 0), *((first + 1, sum(rest[:i]) + i) for i in range(len(rest)))]
-        for size, (top, left) in zip(sizes, self.places, strict=True):
-            mask[:, :, top : top + size, left : left + size] = 1
-        self.register_buffer("mask", mask)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        levels = self.backbone(images)
-        first, gap = self.sizes[0], nn.functional.pad
-        row = torch.cat(
-            [
-                gap(x, (0, 1 if i < 3 else first - sum(self.sizes[1:]) - 3, 0, self.sizes[1] - x.shape[2]))
-                for i, x in enumerate(levels[1:])
-            ],
-            3,
-        )
-        canvas = torch.cat([gap(levels[0], (0, 0, 0, 1)), row], 2)
-        heads = (self.head.classification_head, self.head.regression_head)
-        return self._run(canvas, heads[0].conv, heads[0].cls_logits), self._run(canvas, heads[1].conv, heads[1].bbox_reg)
-
-    def _run(self, canvas: Tensor, tower: nn.Module, last: nn.Module) -> Tensor:
-        mask: Any = self.mask
-        for layer in tower:  # type: ignore[attr-defined]
-            canvas = layer(canvas) * mask
-        found, columns = last(canvas), last.out_channels // zoo.ANCHORS
-        rows = []
-        for size, (top, left) in zip(self.sizes, self.places, strict=True):
-            rows.append(zoo._rows(found[:, :, top : top + size, left : left + size], columns))
-        return torch.cat(rows, 1)
-
-
-VARIANTS: dict[str, Any] = {"packed": Packed}
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description="Export graphs ahead of the benchmark.")

@@ -2,173 +2,238 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from gpu_models import detector
-from redline.engine.torch_gpu_runner import TorchGpuRunner
+from gpu_builds import BuildClock
+from gpu_checks import accuracy, check, inspect, read_rgb
+from gpu_pair import pair
+from redline.engine.tensorrt_builder import build_plan
 from redline.export.half import export_half
 from redline.plan.profiles import choose_profiles
-from redline.predict import Predictor
-from redline.records import BuildOptions, Preprocess, ShapeShare, Traffic
+from redline.records import BuildOptions, EngineBuild, EngineProfile, OnnxModel, Preprocess, ShapeShare, Traffic
 from redline.vision import input_size
-from tensorrt_gpu import Bench, compare_all, gflop, images, inspect, rebuild, time_engine
+from tensorrt_gpu import Bench, Shape, images, time_engine, time_torch
 
-RETINA = (1, 3, 800, 800)
-YOLOX = [(1, 3, 640, 640), (1, 3, 416, 416), (32, 3, 640, 640)]
+RETINA: Shape = (1, 3, 800, 800)
+NORMAL = 0.01
+"""Scale of random pixels for RetinaNet, whose input is normalised; YOLOX takes 0 to 255."""
+YOLOX: list[Shape] = [(1, 3, 640, 640), (1, 3, 416, 416)]
 
 
-def yolox(bench: Bench) -> None:
-    compare_all(bench, "yolox640", YOLOX, 1.0, level=2, eager=True)
-    rebuild(bench, "yolox640", YOLOX, 2)
+def warm(bench: Bench) -> None:
+    """torch.compile from nothing: `first_s` is what a user waits. Later phases find its cache."""
+    time_torch(bench, "retina91", "fp16", RETINA, scale=NORMAL, compiled=True, seconds=0.5)
+
+
+def warm_yolox(bench: Bench) -> None:
+    for shape in YOLOX:
+        time_torch(bench, "yolox640", "fp16", shape, scale=1.0, compiled=True, seconds=0.5)
+
+
+def retina_build(bench: Bench) -> EngineBuild:
+    build = bench.engine("retina91", "fp16", [RETINA])
+    first = bench.given.work / "first.cache"
+    if not first.exists():
+        shutil.copy(bench.timings(), first)
+    return build
+
+
+def retina_rebuild(bench: Bench) -> None:
+    """The same build with the timings of the first: in a fresh process, then in the same one."""
+    build, known = retina_build(bench), (bench.given.work / "first.cache").read_bytes()
+    for where in ("fresh process", "same process"):
+        clock = BuildClock()
+        clock.install()
+        plan = build_plan(bench.graph("retina91", True).path, build.options, bench.library, timing_cache=known)
+        bench.note(
+            model="retina91", what="rebuild", where=where, first_s=build.seconds, second_s=plan.seconds, clock=clock.summary(),
+            times_faster=build.seconds / plan.seconds, same_bytes=plan.data == bench.store.path(build.digest).read_bytes(),
+        )  # fmt: skip
 
 
 def retina(bench: Bench) -> None:
-    compare_all(bench, "retina91", [RETINA], 1 / 100, level=3, eager=True)
-    rebuild(bench, "retina91", [RETINA], 3)
+    build, batch = retina_build(bench), images(RETINA, NORMAL)
+    time_engine(bench, "retina91", "fp16", build, RETINA, scale=NORMAL)
+    time_torch(bench, "retina91", "fp16", RETINA, scale=NORMAL, compiled=True, seconds=6)
+    time_engine(bench, "retina91", "fp16", build, RETINA, scale=NORMAL, graphs=False)
+    for precision in ("fp32", "tf32"):
+        time_torch(bench, "retina91", precision, RETINA, scale=NORMAL)
+    time_engine(bench, "retina91", "fp16", build, RETINA, scale=NORMAL)
+    check(bench, "retina91", build, batch)
+    inspect(bench, "retina91", build, batch)
 
 
-def retina_batch(bench: Bench) -> None:
-    """Batch 1 to 32 in one profile."""
-    half, flop = bench.graph("retina91", True), gflop(bench.graph("retina91", False), RETINA)
-    build = bench.engine(half, "fp16", [(32, 3, 800, 800)], level=2, low=1)
-    bench.built("retina91", build)
-    for count in (32, 16, 8, 4):
-        time_engine(bench, "retina91", "fp16", build, images((count, 3, 800, 800), 0.01), flop=flop)
+def retina_many(bench: Bench) -> None:
+    """Batches of 1 to 32 in one profile, tuned for 32."""
+    build = bench.engine("retina91", "fp16", [(32, *RETINA[1:])], level=2, low=1)
+    for count in (32, 16, 8, 4, 1):
+        time_engine(bench, "retina91", "fp16", build, (count, *RETINA[1:]), scale=NORMAL)
+    time_torch(bench, "retina91", "fp16", (32, *RETINA[1:]), scale=NORMAL, compiled=True)
 
 
 def retina_wide(bench: Bench) -> None:
     shape = (1, 3, 800, 1344)
-    build = bench.engine(bench.graph("retina91", True), "fp16", [shape], level=2)
-    bench.built("retina91", build)
-    time_engine(bench, "retina91", "fp16", build, images(shape, 0.01), flop=gflop(bench.graph("retina91", False), shape))
+    build = bench.engine("retina91", "fp16", [shape], level=2)
+    time_engine(bench, "retina91", "fp16", build, shape, scale=NORMAL)
 
 
-def tf32(bench: Bench) -> None:
+def wide_types(bench: Bench) -> None:
     """FP32 and TF32 engines, one shape."""
-    full = bench.graph("retina91", False)
     for precision in ("tf32", "fp32"):
-        build = bench.engine(full, precision, [RETINA], level=2)
-        bench.built(f"retina91 {precision}", build)
-        time_engine(bench, "retina91", precision, build, images(RETINA, 0.01), flop=gflop(full, RETINA))
+        build = bench.engine("retina91", precision, [RETINA], level=2)
+        time_engine(bench, "retina91", precision, build, RETINA, scale=NORMAL)
 
 
-def moonshot(bench: Bench) -> None:
-    """Packed pyramid levels, and outputs left in FP16."""
-    flop = gflop(bench.graph("retina91", False), RETINA)
-    packed = bench.engine(bench.graph("packed", True), "fp16", [RETINA], level=3)
-    bench.built("retina91 packed", packed)
-    time_engine(bench, "retina91 packed", "fp16", packed, images(RETINA, 0.01), flop=flop)
-    inspect(bench, "retina91 packed", packed, images(RETINA, 0.01))
-    folder = bench.given.work / "half_io"
-    folder.mkdir(exist_ok=True)
-    for name in ("retina91", "yolox640"):
-        narrow = export_half(bench.graph(name, False), folder, keep_outputs=False)
-        shape = RETINA if name == "retina91" else (1, 3, 640, 640)
-        build = bench.engine(narrow, "fp16", [shape], level=3)
-        bench.built(f"{name} fp16 outputs", build)
-        scale = 0.01 if name == "retina91" else 1.0
-        time_engine(
-            bench, f"{name} fp16 outputs", "fp16", build, images(shape, scale), flop=gflop(bench.graph(name, False), shape)
-        )
+def yolox_build(bench: Bench, shape: Shape) -> EngineBuild:
+    """Built and timed at once, whatever else runs; the phase that follows measures on a quiet machine."""
+    build = bench.engine("yolox640", "fp16", [shape])
+    time_engine(bench, "yolox640", "fp16", build, shape, scale=1.0)
+    return build
+
+
+def yolox(bench: Bench, shape: Shape) -> None:
+    build = bench.engine("yolox640", "fp16", [shape])
+    time_engine(bench, "yolox640", "fp16", build, shape, scale=1.0)
+    time_torch(bench, "yolox640", "fp16", shape, scale=1.0, compiled=True)
+    time_engine(bench, "yolox640", "fp16", build, shape, scale=1.0, graphs=False)
+    for precision in ("fp32", "tf32"):
+        time_torch(bench, "yolox640", precision, shape, scale=1.0, seconds=3)
+    time_engine(bench, "yolox640", "fp16", build, shape, scale=1.0)
+    accuracy(bench, f"yolox{shape[2]}", "coco", build)
+    check(bench, "yolox640", build, images(shape, 1.0))
+    inspect(bench, "yolox640", build, images(shape, 1.0))
+
+
+def yolox_many(bench: Bench, shape: Shape) -> None:
+    """Batches of 1 to 32 in one profile, tuned for 32."""
+    build = bench.engine("yolox640", "fp16", [(32, *shape[1:])], level=2, low=1)
+    for count in (32, 1):
+        time_engine(bench, "yolox640", "fp16", build, (count, *shape[1:]), scale=1.0)
+    time_torch(bench, "yolox640", "fp16", (32, *shape[1:]), scale=1.0, compiled=True, seconds=3)
 
 
 def bccd(bench: Bench) -> None:
-    """Accuracy of RetinaNet at 640 x 864: detections are written, and evaluated where the labels are."""
-    half = bench.graph("retina4", True)
-    build = bench.engine(half, "fp16", [(1, 3, 640, 864)], level=2)
-    bench.built("retina4", build)
-    accuracy(bench, "retina4", "bccd", bench.runner(build))
-    time_engine(
-        bench,
-        "retina4",
-        "fp16",
-        build,
-        images((1, 3, 640, 864), 0.01),
-        flop=gflop(bench.graph("retina4", False), (1, 3, 640, 864)),
-    )
+    """Accuracy of RetinaNet at 640 x 864."""
+    shape = (1, 3, 640, 864)
+    build = bench.engine("retina4", "fp16", [shape], level=2)
+    accuracy(bench, "retina4", "bccd", build)
+    time_engine(bench, "retina4", "fp16", build, shape, scale=NORMAL)
+    time_torch(bench, "retina4", "fp32", shape, scale=NORMAL, seconds=2)
 
 
-def coco(bench: Bench) -> None:
-    """Accuracy of YOLOX-Nano at 640 and 416 on the engine of phase yolox."""
-    build = bench.engine(bench.graph("yolox640", True), "fp16", YOLOX, level=2, low=1)
-    for name in ("yolox640", "yolox416"):
-        accuracy(bench, name, "coco", bench.runner(build))
+def moonshot(bench: Bench, name: str) -> None:
+    build, batch = bench.engine(name, "fp16", [RETINA]), images(RETINA, NORMAL)
+    time_engine(bench, name, "fp16", build, RETINA, scale=NORMAL)
+    check(bench, name, build, batch)
+    inspect(bench, name, build, batch)
 
 
-def accuracy(bench: Bench, name: str, data: str, runner: Any) -> None:
-    """Detections of the engine and of FP32 eager torch on the same images, as one npz."""
-    source = detector(name, bench.given.weights)
-    reference = TorchGpuRunner(source.module)
-    arrays: dict[str, Any] = {}
-    files = sorted((bench.given.data / data).iterdir())
-    for how, used in (("fp16", runner), ("fp32", reference)):
-        predict = Predictor(used, source.preprocess, source.head, source.postprocess, "fixed")
-        found = [predict([cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)])[0] for path in files]
-        for field in ("boxes", "scores", "labels"):
-            arrays[f"{how}_{field}"] = np.concatenate([getattr(one, field) for one in found])
-        arrays[f"{how}_counts"] = np.array([len(one.scores) for one in found])
-    np.savez_compressed(bench.given.out / f"detections-{name}.npz", files=[path.name for path in files], **arrays)
-    counts = [int(arrays[f"{how}_counts"].sum()) for how in ("fp16", "fp32")]
-    bench.note(model=name, what="detections", images=len(files), fp16=counts[0], fp32=counts[1])
-    runner.close()
-    reference.close()
+def half_outputs(bench: Bench) -> None:
+    """Outputs left in FP16."""
+    folder = bench.given.work / "half_outputs"
+    folder.mkdir(exist_ok=True)
+    for name, shape, scale in (("retina91", RETINA, NORMAL), ("yolox640", YOLOX[0], 1.0)):
+        narrow = export_half(bench.graph(name, False), folder, keep_outputs=False)
+        profile = EngineProfile(index=0, minimum=shape, optimum=shape, maximum=shape)
+        label = f"{name}, FP16 outputs"
+        build = bench.build(label, narrow, BuildOptions(precision="fp16", profiles=(profile,)))
+        time_engine(bench, name, "fp16", build, shape, scale=scale, label=label)
+
+
+def converters(bench: Bench) -> None:
+    """YOLOX-Nano graphs that other converters made, found as <data>/converters/NAME.onnx."""
+    shape = YOLOX[0]
+    profile = EngineProfile(index=0, minimum=shape, optimum=shape, maximum=shape)
+    for path in sorted((bench.given.data / "converters").glob("*.onnx")):
+        model = given_graph(path, bench.graph("yolox640", True))
+        label = f"yolox640 by {path.stem}"
+        build = bench.build(label, model, BuildOptions(precision="fp16", profiles=(profile,)))
+        for _ in range(2):
+            time_engine(bench, "yolox640", "fp16", build, shape, scale=1.0, label=label)
+
+
+def given_graph(path: Path, like: OnnxModel) -> OnnxModel:
+    import hashlib
+    from dataclasses import replace
+
+    return replace(like, path=str(path), digest=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def mix(bench: Bench) -> None:
     """A histogram of real photographs on YOLOX-Nano: exact shapes, buckets, one dynamic profile; requests one at a time."""
     counted: dict[tuple[int, int], int] = {}
     for path in sorted((bench.given.data / "coco").iterdir()):
-        height, width = cv2.imread(str(path)).shape[:2]
+        height, width = read_rgb(path).shape[:2]
         counted[height, width] = counted.get((height, width), 0) + 1
     total = sum(counted.values())
-    shares = tuple(
-        ShapeShare(height=h, width=w, share=n / total) for (h, w), n in sorted(counted.items(), key=lambda kv: -kv[1])
+    ordered = sorted(counted.items(), key=lambda item: -item[1])
+    traffic = Traffic(
+        shapes=tuple(ShapeShare(height=h, width=w, share=n / total) for (h, w), n in ordered), origin="coco_val61"
     )
-    traffic, preprocess = Traffic(shapes=shares, origin="coco_val61"), Preprocess(size=(640, 640), channels="bgr")
-    half = bench.graph("yolox640", True)
-    for kind, shapes in (("bucketed", None), ("dynamic", "minimal"), ("exact", "minimal")):
-        chosen = choose_profiles(traffic, preprocess, kind, batch=1)  # type: ignore[arg-type]
-        policy: Any = shapes or tuple(sorted(chosen.shapes, key=lambda hw: (hw[0] * hw[1], hw)))
-        options = BuildOptions(
-            precision="fp16", profiles=chosen.profiles, tactic_sources=("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
-        )
-        build = bench_build(bench, half, replace(options, optimization_level=2))
-        runner = bench.runner(build)
+    preprocess = Preprocess(size=(640, 640), channels="bgr")
+    for kind in ("dynamic", "bucketed", "exact"):
+        chosen = choose_profiles(traffic, preprocess, kind, batch=1)
+        policy: Any = tuple(sorted(chosen.shapes, key=lambda hw: (hw[0] * hw[1], hw))) if kind == "bucketed" else "minimal"
+        options = BuildOptions(precision="fp16", profiles=chosen.profiles, optimization_level=2)
+        build = bench.build("yolox640", bench.graph("yolox640", True), options)
         sizes = [input_size(hw, preprocess, policy) for hw, n in counted.items() for _ in range(n)]
-        order = np.random.default_rng(1).permutation(len(sizes) * 20) % len(sizes)
-        batches = {size: images((1, 3, *size), 1.0) for size in set(sizes)}
-        for size in batches:
-            runner.run(batches[size])
-        taken = []
-        for index in order:
-            start = time.perf_counter()
-            runner.run(batches[sizes[index]])
-            taken.append((time.perf_counter() - start) * 1000)
-        p50, p95, p99 = np.percentile(taken, (50, 95, 99))
         area = sum(h * w for h, w in sizes) / len(sizes)
         bench.note(
-            what="mix", kind=kind, profiles=len(chosen.profiles), distinct_inputs=len(batches), waste_predicted=chosen.waste,
-            mean_input_pixels=area, p50_ms=float(p50), p95_ms=float(p95), p99_ms=float(p99),
-            images_per_s=1000 / float(np.mean(taken)),
-            build_s=build.seconds, context_mb=(build.device_memory_bytes or 0) / 1e6, requests=len(taken),
+            model="yolox640", what="mix", kind=kind, profiles=len(chosen.profiles), distinct_inputs=len(set(sizes)),
+            waste_predicted=chosen.waste, waste_measured=area / least_area(counted, preprocess) - 1, mean_input_pixels=area,
+            build_s=build.seconds, context_mb=(build.device_memory_bytes or 0) / 1e6, **requests(bench, build, sizes),
         )  # fmt: skip
-        runner.close()
 
 
-def bench_build(bench: Bench, model: Any, options: BuildOptions) -> Any:
-    from redline.engine.tensorrt_store import build_engine
+def least_area(counted: dict[tuple[int, int], int], preprocess: Preprocess) -> float:
+    """Mean area of the resized images themselves."""
+    height, width = preprocess.size
+    scales = {hw: min(height / hw[0], width / hw[1]) for hw in counted}
+    total = sum(n * round(hw[0] * scales[hw]) * round(hw[1] * scales[hw]) for hw, n in counted.items())
+    return total / sum(counted.values())
 
-    build = build_engine(model, options, bench.library, bench.store)
-    bench.built("yolox640", build)
-    return build
+
+def requests(bench: Bench, build: EngineBuild, sizes: list[tuple[int, int]]) -> dict[str, Any]:
+    """Latency through pinned memory of 20 times the histogram in random order, and of the network alone."""
+    runner = bench.runner(build)
+    batches = {size: images((1, 3, *size), 1.0) for size in set(sizes)}
+    for size in batches:
+        runner.run(batches[size])
+    order = np.random.default_rng(1).permutation(len(sizes) * 20) % len(sizes)
+    row: dict[str, Any] = {"requests": len(order)}
+    with runner.lane() as lane:
+        for what in ("copies_and_network", "network"):
+            taken = []
+            for index in order:
+                batch = batches[sizes[index]]
+                start = time.perf_counter()
+                if what == "network":
+                    lane.compute(batch.shape)
+                    lane.stream.wait()
+                else:
+                    lane.run(batch)
+                taken.append((time.perf_counter() - start) * 1000)
+            p50, p95, p99 = np.percentile(taken, (50, 95, 99))
+            row[what] = {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "images_per_s": 1000 / float(np.mean(taken))}
+    runner.close()
+    return row
 
 
-PHASES = {
-    "yolox": yolox, "retina": retina, "retina_batch": retina_batch, "retina_wide": retina_wide, "tf32": tf32,
-    "moonshot": moonshot, "bccd": bccd, "coco": coco, "mix": mix,
+PHASES: dict[str, Any] = {
+    "warm": warm, "warm_yolox": warm_yolox, "retina_build": retina_build, "retina_rebuild": retina_rebuild, "retina": retina,
+    "retina_many": retina_many, "retina_wide": retina_wide, "wide_types": wide_types, "bccd": bccd,
+    "packed": lambda bench: moonshot(bench, "packed"), "native": lambda bench: moonshot(bench, "native"),
+    "packed_native": lambda bench: moonshot(bench, "packed-native"),
+    "rows_native": lambda bench: moonshot(bench, "rows-native"),
+    "half_outputs": half_outputs, "converters": converters, "mix": mix,
+    "pair": lambda bench: pair(bench, retina_build(bench), images(RETINA, NORMAL)),
+    **{f"yolox_build_{shape[2]}": partial(yolox_build, shape=shape) for shape in YOLOX},
+    **{f"yolox_{shape[2]}": partial(yolox, shape=shape) for shape in YOLOX},
+    **{f"yolox_many_{shape[2]}": partial(yolox_many, shape=shape) for shape in YOLOX},
 }  # fmt: skip

@@ -1,6 +1,6 @@
-"""TensorRT on a GPU against eager torch and torch.compile: latency, capacity, builds, precision, determinism, moonshot.
+"""TensorRT on a GPU against eager torch and torch.compile: builds, precision, latency, capacity, accuracy, moonshot.
 
-    python benchmarks/tensorrt_gpu.py --weights DIR --out DIR PHASE ...
+    python benchmarks/tensorrt_gpu.py --weights DIR --data DIR --out DIR PHASE ...
 
 Each phase writes <out>/<phase>.json as it goes, so that a killed run leaves what it had. Latency is of the network alone: the
 preprocessed tensor lies on the GPU and raw heads end there, host clock from launch to synchronised.
@@ -12,85 +12,112 @@ import argparse
 import json
 import tempfile
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from gpu_models import detector, graph
+from gpu_builds import BuildClock, Few, Free, Native, Typed, like
+from gpu_models import detector, graph, roof_ms
+from gpu_variants import is_native
 from redline.doctor import inspect_machine
 from redline.engine import cuda
 from redline.engine.graph_facts import node_facts, read_graph, total_flop
-from redline.engine.tensorrt_anatomy import anatomy, layer_times
-from redline.engine.tensorrt_builder import build_plan
 from redline.engine.tensorrt_runner import TensorRTRunner
-from redline.engine.tensorrt_store import build_engine
-from redline.engine.tensorrt_versions import find
+from redline.engine.tensorrt_store import _timings, build_engine, place_of
+from redline.engine.tensorrt_versions import Library, find
 from redline.engine.torch_gpu_runner import TorchGpuRunner
-from redline.errors import RedlineError
 from redline.measure.telemetry import telemetry
 from redline.records import BuildOptions, EngineBuild, EngineProfile, OnnxModel, Telemetry
 from redline.store import Store, dump
+from redline.store.disk import write_file
 
 PEAK_FLOPS = {"fp32": 66.9e12, "tf32": 494.7e12, "fp16": 989.4e12}
 """Dense peaks of an H100 / H200 SXM by the vendor's datasheet."""
+BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12}
+"""Bytes per second of device memory, likewise."""
 SOURCES = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
 """What convolution networks need; the others' libraries are absent here."""
 PROTECTED = 20
 RUNS = 2000
+Shape = tuple[int, ...]
 
 
 class Bench:
     def __init__(self, given: argparse.Namespace) -> None:
-        self.given, self.library = given, find("tensorrt")
+        self.given = given
+        self.library: Any = None if all(phase.startswith("warm") for phase in given.phases) else find("tensorrt")
+        if self.library is not None:
+            self.library = like({"free": Free, "typed": Typed, "few": Few}.get(given.how, Library), self.library)
         self.store = Store(given.work / "store")
         self.rows: list[dict[str, Any]] = []
         self.phase, self.started = "", time.time()
+        self.clock = BuildClock() if given.clock else None
+        if self.clock is not None:
+            self.clock.install()
         self.environment = json.loads(dump(inspect_machine()))
         name, capability, driver = cuda.describe(0)
+        self.bandwidth = next(rate for part, rate in BANDWIDTH.items() if part in name)
         self.environment |= {
             "gpu": name, "capability": capability, "cuda_driver": driver, "torch_cuda": torch.version.cuda,
-            "tensorrt": f"{self.library.version}, module built for this Python from the published binding source",
         }  # fmt: skip
+        if self.library is not None:
+            module = "module built for this Python from the published binding source"
+            self.environment["tensorrt"] = f"{self.library.version}, {module}"
 
     def note(self, **row: Any) -> None:
         self.rows.append(row)
         text = json.dumps({"phase": self.phase, "environment": self.environment, "rows": self.rows}, indent=1, default=str)
         (self.given.out / f"{self.phase}.json").write_text(text)
-        brief = {key: value for key, value in row.items() if key not in ("layers", "warnings", "histogram_us")}
+        brief = {key: value for key, value in row.items() if key not in ("layers", "warnings", "telemetry", "refusals")}
         print(f"[{time.time() - self.started:6.1f}]", json.dumps(brief, default=str)[:900], flush=True)
 
     def graph(self, name: str, half: bool) -> OnnxModel:
-        return graph(name, self.given.weights, self.given.work, half)
+        return graph(name, self.given.weights, self.given.graphs, half)
 
-    def engine(
-        self, model: OnnxModel, precision: str, shapes: list[tuple[int, ...]], *, level: int = 3, low: int | None = None
-    ) -> EngineBuild:
-        """A profile for each of `shapes`; `low`: smallest batch of the last one."""
+    def engine(self, name: str, precision: str, shapes: list[Shape], *, level: int = 3, low: int | None = None) -> EngineBuild:
+        """The engine of model `name` with a profile for each of `shapes`. `low`: smallest batch of the last one."""
         profiles = [EngineProfile(index=i, minimum=s, optimum=s, maximum=s) for i, s in enumerate(shapes)]
         if low is not None:
             profiles[-1] = replace(profiles[-1], minimum=(low, *shapes[-1][1:]))
-        options = BuildOptions(precision=precision, profiles=tuple(profiles), optimization_level=level, tactic_sources=SOURCES)  # type: ignore[arg-type]
-        return build_engine(model, options, self.library, self.store)
+        kinds: dict[str, Any] = {"precision": precision, "profiles": tuple(profiles)}
+        return self.build(name, self.graph(name, precision == "fp16"), BuildOptions(**kinds, optimization_level=level))
+
+    def build(self, name: str, model: OnnxModel, options: BuildOptions) -> EngineBuild:
+        library = like(Native, self.library) if is_native(name) else self.library
+        if self.given.timings and not (known := _timings(self.store, library, place_of(options, 0))).exists():
+            write_file(known, self.given.timings.read_bytes(), self.store.scratch)
+        level = options.optimization_level if self.given.level is None else self.given.level
+        build = build_engine(model, replace(options, tactic_sources=SOURCES, optimization_level=level), library, self.store)
+        proof = build.proof
+        seen = Counter("_".join(layer.tactic.split("_")[:2]) or layer.kind for layer in proof.layers)
+        self.note(
+            model=name, what="build", how=self.given.how, precision=options.precision, seconds=build.seconds,
+            timing_cache=build.timing_cache,
+            plan_mb=build.plan_bytes / 1e6, context_mb=(build.device_memory_bytes or 0) / 1e6, level=level,
+            profiles=[[p.minimum, p.optimum, p.maximum] for p in options.profiles], proved=proof.proved,
+            shares=dict(proof.shares), fallen=proof.fallen[:8], fallen_share=proof.fallen_share, proof_note=proof.note,
+            engine_layers=len(proof.layers), tactics=dict(seen.most_common(12)), warnings=build.warnings[:5],
+            clock=self.clock.summary() if self.clock else None,
+        )  # fmt: skip
+        return build
 
     def runner(self, build: EngineBuild, **how: Any) -> TensorRTRunner:
-        return TensorRTRunner(self.store.path(build.digest).read_bytes(), self.library, **how)
+        plan, names = self.store.path(build.digest).read_bytes(), [fact.name for fact in build.outputs]
+        return TensorRTRunner(plan, self.library, outputs=names, **how)
 
-    def built(self, name: str, build: EngineBuild) -> None:
-        proof = build.proof
-        self.note(
-            model=name, what="build", seconds=build.seconds, timing_cache=build.timing_cache, plan_mb=build.plan_bytes / 1e6,
-            context_mb=(build.device_memory_bytes or 0) / 1e6, level=build.options.optimization_level,
-            profiles=[p.maximum for p in build.options.profiles], shares=dict(proof.shares), fallen=proof.fallen[:8],
-            fallen_share=proof.fallen_share, proved=proof.proved, proof_note=proof.note, engine_layers=len(proof.layers),
-            warnings=build.warnings[:5],
-        )  # fmt: skip
+    def timings(self) -> Path:
+        """The timing cache of this GPU."""
+        return sorted((self.store.root / "timing").glob("*.cache"))[0]
 
 
-def images(shape: tuple[int, ...], scale: float) -> Any:
+def images(shape: Shape, scale: float) -> Any:
     """Random pictures: never zeros, which are faster."""
     return (np.random.default_rng(0).uniform(0, 255, shape) * scale).astype(np.float32)
 
@@ -115,156 +142,73 @@ def timed(call: Callable[[], Any], runs: int, seconds: float) -> dict[str, Any]:
 
 
 def time_engine(
-    bench: Bench, name: str, precision: str, build: EngineBuild, batch: Any, *, graphs: bool = True, flop: float
+    bench: Bench,
+    name: str,
+    precision: str,
+    build: EngineBuild,
+    shape: Shape,
+    *,
+    scale: float,
+    graphs: bool = True,
+    label: str | None = None,
 ) -> None:
     """Network only."""
+    before = cuda.memory(0)[0]
     runner = bench.runner(build, graphs=graphs)
     with runner.lane() as lane:
-        lane.upload(batch)
+        lane.upload(images(shape, scale))
 
         def call() -> None:
-            lane.compute(batch.shape)
+            lane.compute(shape)
             lane.stream.wait()
 
+        call()
         free = cuda.memory(0)[0]
-        row = timed(call, RUNS if batch.shape[0] == 1 else 200, 8.0)
-        row["bytes_taken_by_2000_runs"] = free - cuda.memory(0)[0]
+        row = timed(call, RUNS if shape[0] == 1 else 200, 8.0)
+        row["gpu_mb_taken"] = (before - free) / 1e6
+        row["gpu_bytes_taken_by_the_runs"] = free - cuda.memory(0)[0]
         row["cuda_graphs"] = len(lane.graphs)
     runner.close()
-    report(bench, name, f"tensorrt {precision}{' graph' if graphs else ' stream'}", precision, batch, row, flop)
+    row["built_as"] = label or name
+    report(bench, name, f"tensorrt {precision}{' graph' if graphs else ' stream'}", precision, shape, row)
 
 
-def time_torch(bench: Bench, name: str, module: Any, precision: str, batch: Any, *, compiled: bool, flop: float) -> None:
-    runner = TorchGpuRunner(module, precision=precision, compiled=compiled)  # type: ignore[arg-type]
+def time_torch(
+    bench: Bench, name: str, precision: str, shape: Shape, *, scale: float, compiled: bool = False, seconds: float = 5.0
+) -> None:
+    module = detector(name, bench.given.weights).module
     started = time.perf_counter()
+    runner = TorchGpuRunner(module, precision=precision, compiled=compiled)  # type: ignore[arg-type]
 
     def work(call: Any) -> dict[str, Any]:
-        tensor = runner.place(batch)
+        tensor = runner.place(images(shape, scale))
 
         def once() -> None:
             call(tensor)
             torch.cuda.synchronize()
 
         once()
-        first = time.perf_counter() - started
-        row = timed(once, RUNS if batch.shape[0] == 1 else 60, 6.0 if compiled or batch.shape[0] > 1 else 4.0)
-        return {"first_s": first, **row}
+        return {"first_s": time.perf_counter() - started, **timed(once, RUNS if shape[0] == 1 else 100, seconds)}
 
-    how = "compile" if compiled else "eager"
     try:
-        report(bench, name, f"torch {how} {precision}", precision, batch, runner.on_gpu(work), flop)
+        report(bench, name, f"torch {'compile' if compiled else 'eager'} {precision}", precision, shape, runner.on_gpu(work))
     finally:
         runner.close()
 
 
-def report(bench: Bench, name: str, how: str, precision: str, batch: Any, row: dict[str, Any], flop: float) -> None:
-    roof = flop * batch.shape[0] / PEAK_FLOPS[precision] * 1000
-    per_second = 1000 * batch.shape[0] / row["p50_ms"]
+def report(bench: Bench, name: str, how: str, precision: str, shape: Shape, row: dict[str, Any]) -> None:
+    flop, roof = limits(bench.graph(name, precision == "fp16"), shape, PEAK_FLOPS[precision], bench.bandwidth)
     bench.note(
-        model=name, what="latency", how=how, shape=list(batch.shape), gflop=flop / 1e9, images_per_s=per_second,
-        compute_roof_ms=roof, share_of_compute_roof=roof / row["p50_ms"], **row,
+        model=name, what="latency", how=how, shape=list(shape), gflop_per_image=flop / shape[0] / 1e9,
+        images_per_s=1000 * shape[0] / row["p50_ms"], compute_roof_ms=flop / PEAK_FLOPS[precision] * 1000,
+        layer_roof_ms=roof, share_of_layer_roof=roof / row["p50_ms"], **row,
     )  # fmt: skip
 
 
-def gflop(model: OnnxModel, shape: tuple[int, ...]) -> float:
-    return total_flop(node_facts(read_graph(model.path), (1, *shape[1:])))
-
-
-def compare_all(
-    bench: Bench, name: str, shapes: list[tuple[int, ...]], scale: float, *, level: int, eager: bool, batched: bool = True
-) -> None:
-    """One FP16 engine with a profile for each shape, against torch at the first shape, and at the last where it is a batch."""
-    half, source = bench.graph(name, True), detector(name, bench.given.weights)
-    flop = {shape: gflop(bench.graph(name, False), shape) for shape in shapes}
-    build = bench.engine(half, "fp16", shapes, level=level, low=1 if len(shapes) > 1 else None)
-    bench.built(name, build)
-    first = images(shapes[0], scale)
-    time_engine(bench, name, "fp16", build, first, flop=flop[shapes[0]])
-    time_engine(bench, name, "fp16", build, first, graphs=False, flop=flop[shapes[0]])
-    check(bench, name, build, first)
-    inspect(bench, name, build, first)
-    for shape in shapes[1:]:
-        time_engine(bench, name, "fp16", build, images(shape, scale), flop=flop[shape])
-    time_torch(bench, name, source.module, "fp16", first, compiled=True, flop=flop[shapes[0]])
-    if eager:
-        for precision in ("fp32", "tf32"):
-            time_torch(bench, name, source.module, precision, first, compiled=False, flop=flop[shapes[0]])
-    if batched and shapes[-1][0] > 1:
-        time_torch(bench, name, source.module, "fp16", images(shapes[-1], scale), compiled=True, flop=flop[shapes[-1]])
-
-
-def check(bench: Bench, name: str, build: EngineBuild, batch: Any) -> None:
-    """Graph and plain outputs equal, 100 repeats bit-identical, zero-copy equal, against FP32 eager torch."""
-    graphed, plain = bench.runner(build), bench.runner(build, graphs=False)
-    first = graphed.run(batch)
-    repeats = all(all(np.array_equal(a, b) for a, b in zip(first, graphed.run(batch), strict=True)) for _ in range(100))
-    same = all(np.array_equal(a, b) for a, b in zip(first, plain.run(batch), strict=True))
-    shared = [torch.from_dlpack(array).cpu().numpy() for array in graphed.infer(torch.from_numpy(batch).cuda())]
-    zero_copy = all(np.array_equal(a, b) for a, b in zip(first, shared, strict=True))
-    lanes = bench.runner(build, lanes=3)
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(3) as pool:
-        together = list(pool.map(lanes.run, [batch] * 24))
-    several = all(all(np.array_equal(a, b) for a, b in zip(first, got, strict=True)) for got in together)
-    reference = TorchGpuRunner(detector(name if name not in ("packed",) else "retina91", bench.given.weights).module)
-    truth = reference.run(batch)
-    reference.close()
-    worst = [float(np.max(np.abs(a - b) / np.maximum(np.abs(b), 1))) for a, b in zip(first, truth, strict=True)]
-    mean = [float(np.mean(np.abs(a - b))) for a, b in zip(first, truth, strict=True)]
-    refusals = refused(bench, build, graphed)
-    for runner in (graphed, plain, lanes):
-        runner.close()
-    bench.note(
-        model=name, what="check", identical_100=repeats, graph_equals_plain=same, zero_copy_equals=zero_copy,
-        three_lanes_equal=several, max_rel_to_fp32_eager=worst, mean_abs_to_fp32_eager=mean, refusals=refusals,
-    )  # fmt: skip
-
-
-def refused(bench: Bench, build: EngineBuild, runner: TensorRTRunner) -> dict[str, str]:
-    """What bad plans and shapes are told."""
-    plan, said = bench.store.path(build.digest).read_bytes(), {}
-    cases: dict[str, Callable[[], Any]] = {
-        "truncated": lambda: TensorRTRunner(plan[: len(plan) // 2], bench.library),
-        "not an engine": lambda: TensorRTRunner(b"no engine at all" * 100, bench.library),
-        "shape": lambda: runner.run(np.ones((1, 3, 96, 96), np.float32)),
-    }
-    for what, case in cases.items():
-        said[what] = answer(case)
-    return said
-
-
-def answer(case: Callable[[], Any]) -> str:
-    try:
-        case()
-    except RedlineError as error:
-        return error.text()[:400]
-    return "NOT REFUSED"
-
-
-def inspect(bench: Bench, name: str, build: EngineBuild, batch: Any) -> None:
-    runner = bench.runner(build)
-    bench.note(model=name, what="anatomy", shape=list(batch.shape), **json.loads(dump(anatomy(runner, batch))))
-    times = layer_times(runner, batch, build.proof.layers)
-    total = sum(layer.ms for layer in times)
-    top = [f"{layer.ms * 1000:.1f} us {layer.name[:90]}" for layer in times[:12]]
-    bench.note(
-        model=name, what="layers", count=len(times), sum_ms=total, mapped_share=sum(t.ms for t in times if t.nodes) / total,
-        slowest=top, layers=[(t.name, t.ms, t.nodes) for t in times],
-    )  # fmt: skip
-    runner.close()
-
-
-def rebuild(bench: Bench, name: str, shapes: list[tuple[int, ...]], level: int) -> None:
-    """The same build with the timings of the first."""
-    half = bench.graph(name, True)
-    known = sorted((bench.store.root / "timing").glob("*.cache"))[0].read_bytes()
-    build = bench.engine(half, "fp16", shapes, level=level, low=1 if len(shapes) > 1 else None)
-    plan = build_plan(half.path, build.options, bench.library, timing_cache=known)
-    bench.note(
-        model=name, what="rebuild", first_s=build.seconds, second_s=plan.seconds, times_faster=build.seconds / plan.seconds,
-        same_bytes=plan.data == bench.store.path(build.digest).read_bytes(),
-    )  # fmt: skip
+@cache
+def limits(model: OnnxModel, shape: Shape, peak: float, bandwidth: float) -> tuple[float, float]:
+    """Operations, and the layers' roofline in ms."""
+    return total_flop(node_facts(read_graph(model.path), shape)), roof_ms(model, shape, peak, bandwidth)
 
 
 def main() -> None:
@@ -274,9 +218,15 @@ def main() -> None:
     options.add_argument("phases", nargs="+", choices=sorted(PHASES))
     options.add_argument("--weights", type=Path, required=True)
     options.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "redline-gpu")
+    options.add_argument("--graphs", type=Path, help="where the ONNX graphs are; default: --work")
     options.add_argument("--data", type=Path)
     options.add_argument("--out", type=Path, required=True)
+    options.add_argument("--clock", action="store_true", help="say where a build's time goes (it costs a little)")
+    options.add_argument("--how", choices=("free", "asked", "typed", "few"), default="asked", help="see gpu_builds.py")
+    options.add_argument("--timings", type=Path, help="a timing cache to begin with")
+    options.add_argument("--level", type=int, help="optimisation level of every build; default: each phase's own")
     given = options.parse_args()
+    given.graphs = given.graphs or given.work
     given.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(given)
     for phase in given.phases:
@@ -284,8 +234,6 @@ def main() -> None:
         try:
             PHASES[phase](bench)
         except Exception as error:  # a phase that fails must not take the others' device time along
-            import traceback
-
             traceback.print_exc()
             bench.note(what="failure", error=f"{type(error).__name__}: {error}"[:600])
 

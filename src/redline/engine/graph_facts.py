@@ -74,6 +74,11 @@ def wide_nodes(facts: tuple[NodeFact, ...]) -> frozenset[str]:
     return frozenset(fact.name for fact in facts if fact.type == "fp32" and fact.operator not in FREE)
 
 
+def narrow_nodes(facts: tuple[NodeFact, ...]) -> frozenset[str]:
+    """Names of the nodes that carry a graph's operations and compute in FP16."""
+    return frozenset(fact.name for fact in facts if fact.type == "fp16" and fact.flop)
+
+
 def _fact(node: Any, index: int, values: dict[str, Any], weights: dict[str, Any]) -> NodeFact:
     output = values.get(node.output[0])
     kind = output.type.tensor_type.elem_type if output is not None else 0

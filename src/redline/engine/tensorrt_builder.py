@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from redline.engine.graph_facts import NodeFact, node_facts, read_graph, wide_nodes
+from redline.engine.graph_facts import NodeFact, narrow_nodes, node_facts, read_graph, wide_nodes
 from redline.engine.tensorrt_graph import portable
 from redline.engine.tensorrt_lint import lint, require_clean
 from redline.engine.tensorrt_log import make_logger
@@ -67,7 +67,7 @@ def build_plan(
         raise _parse_error(library, parser, model, log)
     config = library.configure(builder, options)
     _add_profiles(builder, config, network, options)
-    library.follow_graph(network, config, options.precision, wide_nodes(nodes))
+    library.follow_graph(network, config, options.precision, wide_nodes(nodes), narrow=narrow_nodes(nodes))
     cache = config.create_timing_cache(timing_cache)
     config.set_timing_cache(cache, ignore_mismatch=False)
     monitor = library.watch(config, on_phase or _quiet)

@@ -13,10 +13,11 @@ import numpy as np
 from redline.engine import cuda
 from redline.engine.dlpack import DeviceArray, borrow
 from redline.engine.tensorrt_log import make_logger
+from redline.engine.tensorrt_order import in_order
 from redline.errors import TrialError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from redline.engine.tensorrt_log import Log
     from redline.engine.tensorrt_versions import Library
@@ -56,8 +57,12 @@ class TensorRTRunner:
         device: int = 0,
         lanes: int = 1,
         graphs: bool = True,
+        outputs: Sequence[str] = (),
         rebuild: str = "redline build",
     ) -> None:
+        """`outputs`: names in the order in which results are wanted, as the graph has them (`EngineBuild.outputs`): an engine
+        lists its tensors in an order of its own, which is taken if none is given. Raises TrialError: engine-outputs.
+        """
         cuda.select(device)
         self.library, self.device = library, device
         self.engine, self._log, self._alive = open_engine(plan, library, rebuild=rebuild)
@@ -67,7 +72,7 @@ class TensorRTRunner:
         self._free: SimpleQueue[Lane] = SimpleQueue()
         try:
             for _ in range(lanes):
-                self._lanes.append(Lane(self.engine, self.profiles, library, self._log, device, graphs))
+                self._lanes.append(Lane(self.engine, self.profiles, library, self._log, device, graphs, outputs))
                 self._free.put(self._lanes[-1])
         except TrialError:
             self.close()
@@ -111,7 +116,14 @@ class Lane:
     """One inference at a time: a stream, a context for each profile, and buffers for the largest shapes."""
 
     def __init__(
-        self, engine: Any, profiles: list[tuple[Shape, Shape, Shape]], library: Library, log: Log, device: int, graphs: bool
+        self,
+        engine: Any,
+        profiles: list[tuple[Shape, Shape, Shape]],
+        library: Library,
+        log: Log,
+        device: int,
+        graphs: bool,
+        outputs: Sequence[str] = (),
     ) -> None:
         self._engine, self._profiles, self._log, self._device = engine, profiles, log, device
         self._keep = GRAPHS if graphs else 0
@@ -123,7 +135,7 @@ class Lane:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         mode = library.module.TensorIOMode.INPUT
         self.input = next(name for name in names if engine.get_tensor_mode(name) == mode)
-        self.outputs = [name for name in names if engine.get_tensor_mode(name) != mode]
+        self.outputs = in_order([name for name in names if engine.get_tensor_mode(name) != mode], outputs)
         self.dtypes = {name: np.dtype(library.module.nptype(engine.get_tensor_dtype(name))) for name in names}
         self._shape: list[tuple[Shape, int] | None] = []
         try:

@@ -92,21 +92,32 @@ class Library:
             config.set_preview_feature(shared, True)
         return config
 
-    def follow_graph(self, network: Any, config: Any, precision: str, wide: Iterable[str]) -> None:
-        """8.6: allow FP16, and hold the layers of the ONNX nodes `wide` at FP32. Elsewhere the network's types say it all."""
+    def follow_graph(
+        self, network: Any, config: Any, precision: str, wide: Iterable[str], *, narrow: Iterable[str] = ()
+    ) -> None:
+        """8.6: allow FP16, hold the layers of the ONNX nodes `wide` at FP32 and ask for FP16 in those of `narrow`.
+
+        Elsewhere the network's types say it all. Asking, not obeying: a layer without an FP16 kernel falls back with a warning,
+        and the proof names it. Kernels of other types are then not timed, which shortens the build.
+        """
         if self.strongly_typed or precision not in ("fp16", "int8"):
             return
-        flags, keep = self.module.BuilderFlag, set(wide)
+        flags, kinds = self.module.BuilderFlag, self.module.DataType
+        keep, ask = set(wide), set(narrow) if precision == "fp16" else set()
         config.set_flag(flags.FP16)
         if precision == "int8":
             config.set_flag(flags.INT8)
-        held = [layer for layer in map(network.get_layer, range(network.num_layers)) if layer.name in keep]
+        layers = [network.get_layer(index) for index in range(network.num_layers)]
+        held = [layer for layer in layers if layer.name in keep]
+        asked = [layer for layer in layers if layer.name in ask - keep]
         for layer in held:
-            layer.precision = self.module.DataType.FLOAT
+            layer.precision = kinds.FLOAT
             for index in range(layer.num_outputs):
-                layer.set_output_type(index, self.module.DataType.FLOAT)
-        if held:
-            config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+                layer.set_output_type(index, kinds.FLOAT)
+        for layer in asked:
+            layer.precision = kinds.HALF
+        if held or asked:
+            config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS if asked else flags.OBEY_PRECISION_CONSTRAINTS)
 
     def watch(self, config: Any, on_phase: Any) -> Any:
         """Report progress where the version can; keep what is returned alive during the build."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
 
 class TorchGpuRunner:
-    """`module` is in eval mode, float32, on the CPU; a copy goes to the GPU. All calls run in one thread of the runner's own:
-    the CUDA graphs of torch.compile belong to the thread that recorded them.
+    """`module` is in eval mode, float32, on the CPU; a copy goes to the GPU. All calls run in one thread of the runner's own.
+
+    Compiled runners share a thread for the life of the process: torch keeps its CUDA graphs in a table of the thread that first
+    compiled, and fails in any other.
     """
 
     def __init__(
@@ -31,7 +34,7 @@ class TorchGpuRunner:
         self._tf32, self._compiled = precision == "tf32", compiled
         how = "compile" if compiled else "eager"
         self.name = f"torch {torch.__version__} {how} {precision.upper()} {torch.cuda.get_device_name(device)}"
-        self._own = ThreadPoolExecutor(1, thread_name_prefix="torch-gpu")
+        self._own = _compiling() if compiled else ThreadPoolExecutor(1, thread_name_prefix="torch-gpu")
         self._call: Any = self._own.submit(self._load, module).result()
 
     def run(self, batch: Tensor) -> tuple[Tensor, ...]:
@@ -48,7 +51,8 @@ class TorchGpuRunner:
 
     def close(self) -> None:
         self._own.submit(self._unload).result()
-        self._own.shutdown()
+        if not self._compiled:
+            self._own.shutdown()
 
     def _load(self, module: torch.nn.Module) -> Any:
         def load() -> Any:
@@ -83,6 +87,11 @@ class TorchGpuRunner:
         if self._compiled:
             torch.compiler.reset()
         torch.cuda.empty_cache()
+
+
+@cache
+def _compiling() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="torch-compile")
 
 
 def _line(error: BaseException) -> str:

@@ -33,7 +33,7 @@ class Recorder:
         self._nvml = pynvml
         try:
             pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(device)
+            self._handle = _handle(pynvml, device, os.environ.get("CUDA_VISIBLE_DEVICES"))
         except pynvml.NVMLError as error:
             raise BadInput("measure.nvml", "NVML does not see the GPU", got=error, fix="see `redline doctor`") from error
         self._rows: list[tuple[int, int, int, float, int]] = []
@@ -76,6 +76,13 @@ class Recorder:
         except self._nvml.NVMLError:
             return None
         return len([process for process in running if process.pid != os.getpid()])
+
+
+def _handle(nvml: Any, device: int, visible: str | None) -> Any:
+    """NVML's handle of CUDA device `device`: NVML counts all GPUs, CUDA those that CUDA_VISIBLE_DEVICES names."""
+    names = [name.strip() for name in visible.split(",")] if visible else []
+    name = names[device] if device < len(names) else str(device)
+    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
 
 
 def summarise(gpu: str, rows: list[tuple[int, int, int, float, int]], others: int | None, reasons: dict[int, str]) -> Telemetry:

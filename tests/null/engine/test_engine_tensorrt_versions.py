@@ -100,6 +100,21 @@ def test_flags_follow_the_graph_on_the_release_without_types() -> None:
     assert layers[1].done == [("precision", kind), ("set_output_type", 0, kind)]
 
 
+def test_layers_that_carry_the_operations_are_asked_for_fp16_and_may_fall_back() -> None:
+    library, config = release(OLD), config_of(OLD)
+    layers = [Strict("ILayer", [*SYMBOLS[OLD]["ILayer"]]) for _ in range(3)]
+    for layer, name in zip(layers, ("conv", "exp", "reshape"), strict=True):
+        object.__setattr__(layer, "name", name)
+        object.__setattr__(layer, "num_outputs", 1)
+    network = SimpleNamespace(num_layers=3, get_layer=lambda index: layers[index])
+    library.follow_graph(network, config, "fp16", {"exp"}, narrow={"conv", "exp"})
+    flags, kinds = library.module.BuilderFlag, library.module.DataType
+    assert config.done == [("set_flag", flags.FP16), ("set_flag", flags.PREFER_PRECISION_CONSTRAINTS)]
+    assert layers[0].done == [("precision", kinds.HALF)]
+    assert layers[1].done == [("precision", kinds.FLOAT), ("set_output_type", 0, kinds.FLOAT)]
+    assert layers[2].done == []
+
+
 @pytest.mark.parametrize("version", [version for version in SYMBOLS if version != OLD])
 def test_no_precision_flag_is_touched_where_types_are_strong(version: str) -> None:
     config = config_of(version)
