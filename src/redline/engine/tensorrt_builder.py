@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +44,17 @@ class Plan:
 
 
 def build_plan(
-    path: str, options: BuildOptions, library: Library, *, timing_cache: bytes = b"", on_phase: OnPhase | None = None
+    path: str,
+    options: BuildOptions,
+    library: Library,
+    *,
+    timing_cache: bytes = b"",
+    on_phase: OnPhase | None = None,
+    watched: Sequence[str] = (),
 ) -> Plan:
-    """Build the engine of the ONNX graph at `path`.
+    """Build the engine of the ONNX graph at `path`. `watched`: tensors that it hands out while it runs, where the version can.
 
-    Raises TrialError: engine-lint, engine-parse, engine-build (with the node), engine-memory, engine-ability.
+    Raises TrialError: engine-lint, engine-parse, engine-build (with the node), engine-memory, engine-ability, engine-cut.
     """
     model = portable(read_graph(path))
     require_clean(lint(model, library))
@@ -65,6 +71,8 @@ def build_plan(
     parser = library.module.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
         raise _parse_error(library, parser, model, log)
+    if watched:
+        library.mark_debug(network, watched)
     config = library.configure(builder, options)
     _add_profiles(builder, config, network, options)
     library.follow_graph(network, config, options.precision, wide_nodes(nodes))

@@ -73,6 +73,11 @@ class TensorRTRunner:
             self.close()
             raise
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """In the order in which `run` gives them."""
+        return tuple(self._lanes[0].outputs)
+
     def run(self, batch: Tensor) -> tuple[Tensor, ...]:
         with self.lane() as lane:
             return lane.run(batch)

@@ -133,6 +133,33 @@ class Library:
         config.progress_monitor = monitor
         return monitor
 
+    def mark_debug(self, network: Any, names: Sequence[str]) -> None:
+        """The engine shall hand out tensors while it runs. Raises TrialError: engine-ability (8.6), engine-cut (not there)."""
+        if not self.debug_tensors:
+            raise self.lacks("debug tensors", "look into the engine by further outputs")
+        layers = [network.get_layer(index) for index in range(network.num_layers)]
+        made = {tensor.name: tensor for layer in layers for tensor in map(layer.get_output, range(layer.num_outputs))}
+        for name in names:
+            if name not in made or not network.mark_debug(made[name]):
+                raise TrialError("engine-cut", "TensorRT's network has no such tensor to look at", got=name)
+
+    def listen(self, context: Any, receive: Any) -> Any:
+        """Call `receive(name, address, on_host, type, shape, stream)` for each debug tensor; keep what is returned alive."""
+        base, host = self.module.IDebugListener, self.module.TensorLocation.HOST
+
+        class Listener(base):  # type: ignore[misc, valid-type, unused-ignore]
+            def __init__(self) -> None:
+                base.__init__(self)
+
+            def process_debug_tensor(self, addr: int, location: Any, type: Any, shape: Any, name: str, stream: int) -> bool:
+                receive(name, addr, location == host, type, tuple(shape), stream)
+                return True
+
+        listener = Listener()
+        context.set_debug_listener(listener)
+        context.set_all_tensors_debug_state(True)
+        return listener
+
     def context_bytes(self, engine: Any) -> int:
         """Scratch memory of one context; `device_memory_size` was superseded in 10.1 and is gone from 11."""
         newer = getattr(engine, "device_memory_size_v2", None)

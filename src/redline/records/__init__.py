@@ -20,6 +20,7 @@ from redline.records.detect import (
     Truth,
 )
 from redline.records.engine import BuildOptions, EngineBuild, LayerFact, PrecisionProof, Telemetry
+from redline.records.layers import LayerFault, LayerParity, LayerPoint
 from redline.records.run import (
     SCHEMA_VERSION,
     Accuracy,
@@ -105,6 +106,9 @@ __all__ = [
     "ImageRef",
     "Knee",
     "LayerFact",
+    "LayerFault",
+    "LayerParity",
+    "LayerPoint",
     "Library",
     "Load",
     "LoadMode",
