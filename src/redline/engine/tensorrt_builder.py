@@ -18,6 +18,7 @@ from redline.records import TensorFact
 
 if TYPE_CHECKING:
     import onnx
+    import tensorrt as trt
 
     from redline.engine.tensorrt_log import Log
     from redline.engine.tensorrt_versions import Library
@@ -95,14 +96,16 @@ def build_plan(
     )
 
 
-def prove_precision(library: Library, engine: Any, options: BuildOptions, nodes: tuple[NodeFact, ...]) -> PrecisionProof:
+def prove_precision(library: Library, engine: trt.ICudaEngine, options: BuildOptions, nodes: tuple[NodeFact, ...]) -> PrecisionProof:
     """Read the inspector of a loaded engine."""
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(library.module.LayerInformationFormat.JSON)
     return prove(options.precision, layer_facts(text, nodes), nodes)
 
 
-def _add_profiles(builder: Any, config: Any, network: Any, options: BuildOptions) -> None:
+def _add_profiles(
+    builder: trt.Builder, config: trt.IBuilderConfig, network: trt.INetworkDefinition, options: BuildOptions
+) -> None:
     tensor = network.get_input(0)
     for wanted in options.profiles:
         profile = builder.create_optimization_profile()
@@ -113,7 +116,7 @@ def _add_profiles(builder: Any, config: Any, network: Any, options: BuildOptions
             raise TrialError("engine-profile", "TensorRT refuses an optimisation profile", got=got, fix=fix)
 
 
-def _tensor(tensor: Any) -> TensorFact:
+def _tensor(tensor: trt.ITensor) -> TensorFact:
     names = {0: "N", 2: "H", 3: "W"}
     shape = tuple(int(size) if size >= 0 else names.get(axis, f"d{axis}") for axis, size in enumerate(tensor.shape))
     kind = str(tensor.dtype).rsplit(".", 1)[-1].lower()
@@ -124,7 +127,7 @@ def _quiet(phase: str, step: int, steps: int) -> None:
     pass
 
 
-def _parse_error(library: Library, parser: Any, model: onnx.ModelProto, log: Log) -> TrialError:
+def _parse_error(library: Library, parser: trt.OnnxParser, model: onnx.ModelProto, log: Log) -> TrialError:
     texts = []
     for index, name, what in library.parse_errors(parser):
         known = name or (model.graph.node[index].name if 0 <= index < len(model.graph.node) else "")

@@ -18,6 +18,8 @@ from redline.errors import TrialError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import tensorrt as trt
+
     from redline.engine.tensorrt_log import Log
     from redline.engine.tensorrt_versions import Library
     from redline.records.detect import Tensor
@@ -30,7 +32,9 @@ Key = tuple[int, Shape, int]
 """(profile, input shape, input address) of a captured graph."""
 
 
-def open_engine(plan: bytes, library: Library, *, rebuild: str = REBUILD) -> tuple[Any, Log, tuple[Any, Any]]:
+def open_engine(
+    plan: bytes, library: Library, *, rebuild: str = REBUILD
+) -> tuple[trt.ICudaEngine, Log, tuple[Any, Any]]:
     """(engine, its log, what must stay alive with it). Raises TrialError: engine-plan with the command that builds it anew."""
     log, logger = make_logger(library.module)
     runtime = library.runtime(logger, host_code=False)
@@ -60,6 +64,7 @@ class TensorRTRunner:
     ) -> None:
         cuda.select(device)
         self.library, self.device = library, device
+        self.engine: Any
         self.engine, self._log, self._alive = open_engine(plan, library, rebuild=rebuild)
         self.name = f"{library.name} {library.version} {cuda.describe(device)[0]}"
         self.profiles = _profiles(self.engine, library.module.TensorIOMode.INPUT)
@@ -116,13 +121,13 @@ class Lane:
     """One inference at a time: a stream, a context for each profile, and buffers for the largest shapes."""
 
     def __init__(
-        self, engine: Any, profiles: list[tuple[Shape, Shape, Shape]], library: Library, log: Log, device: int, graphs: bool
+        self, engine: trt.ICudaEngine, profiles: list[tuple[Shape, Shape, Shape]], library: Library, log: Log, device: int, graphs: bool
     ) -> None:
         self._engine, self._profiles, self._log, self._device = engine, profiles, log, device
         self._keep = GRAPHS if graphs else 0
         self.graphs: OrderedDict[Key, cuda.Graph] = OrderedDict()
         self.buffers: dict[str, cuda.Buffer] = {}
-        self.contexts: list[Any] = []
+        self.contexts: list[trt.IExecutionContext] = []
         self._local = threading.local()
         self.stream = cuda.Stream()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -223,7 +228,7 @@ class Lane:
             cuda.select(self._device)
             self._local.ready = True
 
-    def _prepare(self, index: int, shape: Shape, source: int) -> Any:
+    def _prepare(self, index: int, shape: Shape, source: int) -> trt.IExecutionContext:
         context = self.contexts[index]
         if self._shape[index] != (shape, source):
             if not context.set_input_shape(self.input, shape):
@@ -234,11 +239,11 @@ class Lane:
             self._shape[index] = (shape, source)
         return context
 
-    def _enqueue(self, context: Any, shape: Shape) -> None:
+    def _enqueue(self, context: trt.IExecutionContext, shape: Shape) -> None:
         if not context.execute_async_v3(self.stream.address):
             raise TrialError("engine-run", "TensorRT failed on an input", got=f"{tuple(shape)}; {self._log.tail()}")
 
-    def _capture(self, key: Key, context: Any) -> None:
+    def _capture(self, key: Key, context: trt.IExecutionContext) -> None:
         """The plain run before was the warm-up that capture needs. A network that cannot be captured stays plain."""
         self.stream.wait()
         self.stream.begin_capture()
@@ -284,7 +289,7 @@ def _outside(profile: tuple[Shape, Shape, Shape], shape: Shape) -> float:
     return sum(float(np.log(max(a / max(s, 1), s / b, 1))) for a, s, b in zip(low, shape, high, strict=True))
 
 
-def _profiles(engine: Any, mode: Any) -> list[tuple[Shape, Shape, Shape]]:
+def _profiles(engine: trt.ICudaEngine, mode: trt.TensorIOMode) -> list[tuple[Shape, Shape, Shape]]:
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     name = next(name for name in names if engine.get_tensor_mode(name) == mode)
     return [
