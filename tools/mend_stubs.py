@@ -1,7 +1,7 @@
 """Make the published stubs of TensorRT 10.13 readable and true where redline relies on them.
 
-Five signatures are no Python; a data type named `bool` hides Python's; a module of libraries has no stubs; failures are returned
-as None; `Dims` behaves as a tuple.
+Five signatures are no Python; a data type named `bool` hides Python's; a module of libraries has no stubs; failures are
+returned as None; `Dims` behaves as a tuple.
 
 python tools/mend_stubs.py <folder that the stubs were installed to>
 """

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from redline.engine.cuts import Wiring, choose_cuts, wire
 from redline.engine.graph_facts import module_of, read_graph
+from redline.engine.rounding import rounded_graph
 from redline.engine.segments import Look, look_by_outputs, run_segments
 from redline.parity.layers import LayerError, layer_error, roundings, total_error
 from redline.records import LayerFault, LayerParity, LayerPoint, OnnxModel, Runner
@@ -44,19 +45,24 @@ class Case:
     """Reference and asked-for graph with their wirings, and how to look into the engine."""
 
     reference: onnx.ModelProto
-    asked: onnx.ModelProto
     wiring: Wiring
-    wiring_asked: Wiring
-    controlled: bool
-    """The asked-for graph is another than the reference: it tells what its precision explains."""
+    visible: frozenset[str]
+    """Tensors that the engine's graph has as well."""
+    control: onnx.ModelProto | None
+    """What the engine's graph computes in other arithmetic of its precision; None where it is the reference's own graph."""
+    wiring_control: Wiring | None
     precision: Precision
     batch: Tensor
     look: Look
     threads: int
 
-    def visible(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Those that the asked-for graph has as well."""
-        return tuple(name for name in names if name in self.wiring_asked.maker)
+    @property
+    def seams(self) -> tuple[str, ...]:
+        return tuple(name for name in self.wiring.seams if name in self.visible)
+
+    @property
+    def inner(self) -> tuple[str, ...]:
+        return tuple(name for name in self.wiring.floats if name in self.visible)
 
 
 def compare_layers(
@@ -85,20 +91,23 @@ def compare_layers(
         return runner
 
     one, other = read_graph(reference.path), read_graph(asked.path)
-    wired = wire(other)
+    wiring, wired = wire(one), wire(other)
+    control = None
+    if reference.digest != asked.digest:
+        control = rounded_graph(one, wiring, other, wired) if precision == "fp16" else other
     case = Case(
         reference=one,
-        asked=other,
-        wiring=wire(one),
-        wiring_asked=wired,
-        controlled=reference.digest != asked.digest,
+        wiring=wiring,
+        visible=frozenset(wired.maker),
+        control=control,
+        wiring_control=None if control is None else wire(control),
         precision=precision,
         batch=batch,
         look=look or look_by_outputs(asked, other, wired, folder, named, batch),
         threads=threads,
     )
     ends = case.wiring.outputs
-    cuts = choose_cuts(case.wiring, ends, (), case.visible(case.wiring.seams), most)
+    cuts = choose_cuts(case.wiring, ends, (), case.seams, most)
     points = _points(case, (*cuts, *ends), cuts, totals=True)
     regions = [Region(p.tensor, cuts, p) for p in points if p.excess > 1]
     faults, unconfirmed, looks = _pursue(case, regions, most)
@@ -151,8 +160,8 @@ def _pursue(case: Case, regions: list[Region], most: int) -> tuple[tuple[LayerFa
 
 def _divide(case: Case, region: Region, most: int) -> tuple[str, ...]:
     """Seams inside the region; inside a fused group, which has none, its other tensors."""
-    for among in (case.wiring.seams, case.wiring.floats):
-        cuts = choose_cuts(case.wiring, (region.end,), region.given, case.visible(among), most)
+    for among in (case.seams, case.inner):
+        cuts = choose_cuts(case.wiring, (region.end,), region.given, among, most)
         if cuts:
             return cuts
     return ()
@@ -203,8 +212,8 @@ def _points(case: Case, ends: Sequence[str], given: Sequence[str], *, totals: bo
     fed = {name: seen[name] for name in given}
     reference = run_segments(case.reference, case.wiring, ends, fed, case.batch, threads=case.threads)
     control: Mapping[str, NDArray[Any]] = {}
-    if case.controlled:
-        control = run_segments(case.asked, case.wiring_asked, ends, fed, case.batch, threads=case.threads)
+    if case.control is not None and case.wiring_control is not None:
+        control = run_segments(case.control, case.wiring_control, ends, fed, case.batch, threads=case.threads)
     own = run_segments(case.reference, case.wiring, ends, {}, case.batch, threads=case.threads) if totals else {}
     order = {name: index for index, name in enumerate(case.wiring.floats)}
     found = []

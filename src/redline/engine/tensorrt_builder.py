@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redline.engine.graph_facts import NodeFact, node_facts, read_graph, wide_nodes
 from redline.engine.tensorrt_graph import portable
@@ -96,7 +96,9 @@ def build_plan(
     )
 
 
-def prove_precision(library: Library, engine: trt.ICudaEngine, options: BuildOptions, nodes: tuple[NodeFact, ...]) -> PrecisionProof:
+def prove_precision(
+    library: Library, engine: trt.ICudaEngine, options: BuildOptions, nodes: tuple[NodeFact, ...]
+) -> PrecisionProof:
     """Read the inspector of a loaded engine."""
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(library.module.LayerInformationFormat.JSON)

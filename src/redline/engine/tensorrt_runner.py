@@ -32,9 +32,7 @@ Key = tuple[int, Shape, int]
 """(profile, input shape, input address) of a captured graph."""
 
 
-def open_engine(
-    plan: bytes, library: Library, *, rebuild: str = REBUILD
-) -> tuple[trt.ICudaEngine, Log, tuple[Any, Any]]:
+def open_engine(plan: bytes, library: Library, *, rebuild: str = REBUILD) -> tuple[trt.ICudaEngine, Log, tuple[Any, Any]]:
     """(engine, its log, what must stay alive with it). Raises TrialError: engine-plan with the command that builds it anew."""
     log, logger = make_logger(library.module)
     runtime = library.runtime(logger, host_code=False)
@@ -121,7 +119,13 @@ class Lane:
     """One inference at a time: a stream, a context for each profile, and buffers for the largest shapes."""
 
     def __init__(
-        self, engine: trt.ICudaEngine, profiles: list[tuple[Shape, Shape, Shape]], library: Library, log: Log, device: int, graphs: bool
+        self,
+        engine: trt.ICudaEngine,
+        profiles: list[tuple[Shape, Shape, Shape]],
+        library: Library,
+        log: Log,
+        device: int,
+        graphs: bool,
     ) -> None:
         self._engine, self._profiles, self._log, self._device = engine, profiles, log, device
         self._keep = GRAPHS if graphs else 0
