@@ -160,6 +160,7 @@ class Lane:
                 sizes[name] = max(sizes[name], int(np.prod(tuple(context.get_tensor_shape(name)))) * self.dtypes[name].itemsize)
             self.contexts.append(context)
             self._shape.append(None)
+            del context  # the traceback of a failure below would keep its memory
         self.buffers = {}
         for name, size in sizes.items():
             self.buffers[name] = cuda.Buffer(size)

@@ -46,9 +46,8 @@ class FakeTensorRT:
         """Timing cache that each build began with."""
         self.note: Path | None = None
         """A line is added to this file for every build, by whatever process."""
-        for kind in (_Logger, _Config, _Network):
-            setattr(self, f"I{kind.__name__.strip('_')}", kind)
-        self.ILogger, self.IBuilderConfig, self.INetworkDefinition = _Logger, type("C", (_Config,), {}), _Network
+        self.ILogger, self.IBuilderConfig = _Logger, type("C", (_Config,), {})
+        self.INetworkDefinition = _Network if "mark_debug" in known["INetworkDefinition"] else _OldNetwork
         self.ILogger.Severity = IntEnum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO"])  # type: ignore[attr-defined]
         self.IProfiler = type("IProfiler", (), {"__init__": lambda self: None})
         if "IDebugListener" in known:
@@ -110,15 +109,13 @@ class _Profile:
         self.shapes = (tuple(low), tuple(best), tuple(high))
 
 
-class _Network:
+class _OldNetwork:
+    """8.6's, without debug tensors."""
+
     def __init__(self) -> None:
         self.model: Any = None
         self.trt: Any = None
         self.marked: list[str] = []
-
-    def mark_debug(self, tensor: Any) -> bool:
-        self.marked.append(tensor.name)
-        return True
 
     @property
     def num_inputs(self) -> int:
@@ -144,6 +141,12 @@ class _Network:
         return SimpleNamespace(name=node.name, num_outputs=len(tensors), get_output=tensors.__getitem__)
 
 
+class _Network(_OldNetwork):
+    def mark_debug(self, tensor: Any) -> bool:
+        self.marked.append(tensor.name)
+        return True
+
+
 def _tensor(trt: Any, value: Any) -> Any:
     kind = value.type.tensor_type
     shape = tuple(dim.dim_value or -1 for dim in kind.shape.dim)
@@ -151,7 +154,7 @@ def _tensor(trt: Any, value: Any) -> Any:
 
 
 class _Parser:
-    def __init__(self, network: _Network, logger: Any) -> None:
+    def __init__(self, network: _OldNetwork, logger: Any) -> None:
         self.network, self.errors = network, list[Any]()
 
     @property
@@ -179,8 +182,8 @@ class _Builder:
     def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
         self.trt, self.logger = trt, logger
 
-    def create_network(self, flags: int) -> _Network:
-        network = _Network()
+    def create_network(self, flags: int) -> _OldNetwork:
+        network = self.trt.INetworkDefinition()
         network.trt = self.trt
         return network
 
@@ -190,7 +193,7 @@ class _Builder:
     def create_optimization_profile(self) -> _Profile:
         return _Profile()
 
-    def build_serialized_network(self, network: _Network, config: Any) -> bytes | None:
+    def build_serialized_network(self, network: _OldNetwork, config: Any) -> bytes | None:
         trt = self.trt
         trt.builds.append(config.cache.data)
         if trt.note is not None:
