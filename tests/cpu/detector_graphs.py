@@ -49,17 +49,18 @@ def export_both(name: str, folder: Path) -> Graphs:
     folder.mkdir(parents=True, exist_ok=True)
     detector = load_detector(detector_spec(name))
     if name != "demo":
-        _liven(detector.module)
+        _liven(detector.module, detector.preprocess)
     full = export_onnx(detector, folder, input_hw=LARGEST[name])
     return Graphs(name, full, export_half(full, folder), picture(detector.preprocess, LARGEST[name]))
 
 
-def _liven(module: torch.nn.Module) -> None:
-    """Random weights as initialised let a signal die out over the depth; batch norms of unit variance keep it alive."""
+def _liven(module: torch.nn.Module, preprocess: Preprocess) -> None:
+    """Random weights as initialised let a signal die out over the depth; these keep it of the size that it has at first."""
     draw = torch.Generator().manual_seed(0)
-    for part in module.modules():
-        if isinstance(part, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(part.weight, generator=draw)
+    layers = [part for part in module.modules() if isinstance(part, torch.nn.Conv2d)]
+    for layer in layers:
+        torch.nn.init.kaiming_normal_(layer.weight, generator=draw)
+    layers[0].weight.data /= 255 * preprocess.scale
 
 
 def picture(preprocess: Preprocess, hw: tuple[int, int]) -> Any:

@@ -77,14 +77,14 @@ def build_plan(
     config = library.configure(builder, options)
     _add_profiles(builder, config, network, options)
     library.follow_graph(network, config, options.precision, wide_nodes(nodes))
-    cache = config.create_timing_cache(timing_cache)
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    if not options.capabilities:  # nothing is timed where no GPU is
+        config.set_timing_cache(config.create_timing_cache(timing_cache), ignore_mismatch=False)
     monitor = library.watch(config, on_phase or _quiet)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _build_error(log)
     del monitor
-    kept = config.get_timing_cache()
+    kept = None if options.capabilities else config.get_timing_cache()
     return Plan(
         data=bytes(plan),
         timing_cache=bytes(kept.serialize()) if kept is not None else b"",

@@ -2,12 +2,12 @@
 
 What is explained, for a channel, row or column g of a tensor, is
 
-    sqrt((MARGIN * control_g)^2 + (MARGIN * ROUNDINGS * unit * size_g)^2) + smallest
+    sqrt((MARGIN * control_g)^2 + (MARGIN * ROUNDINGS * unit * (size_g + TAILS * size))^2) + smallest
 
-`control_g`: error of the same stretch computed from the graph that the engine was built from, in other arithmetic of the same
-precision: it holds the rounding of the weights and what cancels. `unit`: unit roundoff. `size_g`: root mean square of the
-values. Beyond it a segment is suspect. Sums that are kept in the narrow type wander further, by `roundings` of their length:
-a node is only called wrong beyond that.
+`control_g`: error of the same stretch computed with every tensor rounded to the engine's type: it holds the rounding of the
+weights and what cancels. `unit`: unit roundoff. `size_g`, `size`: root mean square of the group's values and of all. Beyond it
+a segment is suspect. Sums that are kept in the narrow type wander further, by `roundings` of their length: a node is only
+called wrong beyond that.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ MARGIN = 4.0
 """Errors of one precision in two arithmetics differ by a factor of two or so; this is twice that."""
 ROUNDINGS = 2.0
 """Roundings in a value where sums are kept wide: of the result and of one element-wise step after it."""
+TAILS = (2.0**-4, 2.0**-8)
+"""Groups whose values are this much smaller than the tensor's are judged as if they were not, in feature maps (N, C, H, W) and
+elsewhere: the tails of an activation amplify what came before, and the reference's own sigmoid is right to 2^-22 of its range
+only. The channels of a map are of like size; the columns of an output, boxes beside scores, are not."""
 GROUPS = 1024
 """A longer axis is taken in so many equal runs."""
 
@@ -71,10 +75,13 @@ def layer_error(
     error = (engine.astype(np.float64) - truth) ** 2
     known = np.zeros_like(truth) if control is None else (control.astype(np.float64) - truth) ** 2
     known[~np.isfinite(known)] = 0.0  # where the graph itself overflows, that explains nothing
+    tail = TAILS[truth.ndim != 4] * float(np.sqrt((truth**2).mean())) if truth.size else 0.0
     best = (0.0, 0.0, 1.0)
     for axis in range(1, truth.ndim) if truth.ndim > 1 else (0,):
         found, expected, size = (_groups(values, axis) for values in (error, known, truth**2))
-        allowed_g = np.sqrt(MARGIN**2 * expected**2 + (MARGIN * UNIT[precision] * ROUNDINGS * size) ** 2) + SMALLEST[precision]
+        allowed_g = (
+            np.sqrt(MARGIN**2 * expected**2 + (MARGIN * UNIT[precision] * ROUNDINGS * (size + tail)) ** 2) + SMALLEST[precision]
+        )
         at = int(np.argmax(found / allowed_g))
         scale = float(size[at]) or 1.0
         if found[at] / allowed_g[at] > best[0]:

@@ -20,7 +20,7 @@ from redline.records.detect import (
     Truth,
 )
 from redline.records.engine import BuildOptions, EngineBuild, LayerFact, PrecisionProof, Telemetry
-from redline.records.layers import LayerFault, LayerParity, LayerPoint
+from redline.records.layers import BoundaryCheck, LayerFault, LayerParity, LayerPoint
 from redline.records.run import (
     SCHEMA_VERSION,
     Accuracy,
@@ -80,6 +80,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Accuracy",
     "Action",
+    "BoundaryCheck",
     "BoxMatch",
     "Buckets",
     "Budget",

@@ -70,3 +70,16 @@ class LayerParity:
     """Engines that were built to find this out."""
     most_cuts: int
     """Tensors at most that a look adds to the graph's outputs, apart from those where a suspect segment begins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundaryCheck:
+    """An engine at one shape on or next to a limit of its profiles."""
+
+    shape: tuple[int, ...]
+    taken: bool
+    """Some profile takes it; False: the engine has to refuse it."""
+    max_rel: float
+    """As `TensorDelta` has it, of the output that is furthest off."""
+    tolerance: float
+    passed: bool

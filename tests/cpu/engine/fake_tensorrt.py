@@ -195,7 +195,7 @@ class _Builder:
 
     def build_serialized_network(self, network: _OldNetwork, config: Any) -> bytes | None:
         trt = self.trt
-        trt.builds.append(config.cache.data)
+        trt.builds.append(b"" if config.cache is None else config.cache.data)
         if trt.note is not None:
             with trt.note.open("a") as file:
                 file.write("built\n")
