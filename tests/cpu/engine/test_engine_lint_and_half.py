@@ -111,16 +111,6 @@ def test_sensitive_operators_stay_in_float32(operator: str, tmp_path: Path, smal
     assert "act" in wide_nodes(node_facts(onnx.load(half.path), (1, 3, 8, 8)))
 
 
-def test_an_exponential_beyond_float16s_range_survives(tmp_path: Path, small: Any) -> None:
-    full = small("Exp")
-    batch = np.full((1, 3, 8, 8), 8.0, np.float32)
-    exact = outputs(full.path, batch)[0]
-    assert np.abs(exact).max() > 65504 or np.abs(exact).max() > 100
-    (found,) = outputs(export_half(full, tmp_path).path, batch)
-    finite = np.abs(exact) < 60000
-    assert np.isfinite(found[finite]).all()
-
-
 def test_nodes_can_be_held_and_outputs_left_narrow(tmp_path: Path, small: Any) -> None:
     full = small()
     held = export_half(full, tmp_path, wide_nodes=("stem",))

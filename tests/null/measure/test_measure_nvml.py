@@ -19,7 +19,7 @@ IDLE = 1 << 20
 
 
 class FakeNvml(ModuleType):
-    """One GPU. `reasons`: bits of each sample in turn, the last for ever; `pids`: processes on it, None where it is not told."""
+    """One GPU. `reasons`: bits of each sample in turn, the last for ever; `pids`: processes on it, None: it is not told."""
 
     class NVMLError(Exception):
         pass
