@@ -13,7 +13,7 @@ Shape = tuple[int, ...]
 def boundary_shapes(profiles: Sequence[EngineProfile], stride: int) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
     """(shapes (N, 3, H, W) that some profile takes, shapes next to a limit that none takes), without repeats.
 
-    A step beyond a limit is one image, or `stride` pixels; the other axes stay at the profile's optimum.
+    On both sides of a limit the other axes stay at the profile's optimum; beyond it means by one image, or by `stride` pixels.
     """
     inside: list[Shape] = []
     beyond: list[Shape] = []
@@ -22,7 +22,7 @@ def boundary_shapes(profiles: Sequence[EngineProfile], stride: int) -> tuple[tup
         inside += [*itertools.product(*(sorted({low, high}) for low, high in limits)), profile.optimum]
         for axis, (low, high) in enumerate(zip(profile.minimum, profile.maximum, strict=True)):
             step = {0: 1, 2: stride, 3: stride}.get(axis, 0)
-            sizes = (low - step, high + step) if step else ()
+            sizes = (low - step, low, high, high + step) if step else ()
             beyond += [(*profile.optimum[:axis], size, *profile.optimum[axis + 1 :]) for size in sizes if size > 0]
     taken = [shape for shape in (*inside, *beyond) if _taken(profiles, shape)]
     return tuple(dict.fromkeys(taken)), tuple(dict.fromkeys(shape for shape in beyond if not _taken(profiles, shape)))

@@ -72,7 +72,7 @@ def test_detectors_build_for_gpus_that_are_not_here(built: Any, graphs: Get, nam
     assert [output.name for output in build.outputs] == [output.name for output in graphs(name).full.outputs]
     assert {output.dtype for output in build.outputs} == {"float32"}
     shares = dict(build.proof.shares)
-    assert shares.get(precision, 0.0) >= (1.0 if precision == "fp32" else SHARE[name])
+    assert shares.get(precision, 0.0) >= (0.999999 if precision == "fp32" else SHARE[name])
     assert not build.proof.proved
     assert "ahead of time" in build.proof.note
 

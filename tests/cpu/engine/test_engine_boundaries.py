@@ -51,7 +51,7 @@ class Spoiled:
 
     def run(self, batch: Any) -> tuple[Any, ...]:
         found = self.runner.run(batch)
-        return tuple(array + self.error * (batch.shape == self.shape) for array in found)
+        return tuple(array + (self.error if batch.shape == self.shape else 0.0) for array in found)
 
     def close(self) -> None:
         pass

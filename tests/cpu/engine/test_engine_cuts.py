@@ -92,8 +92,13 @@ def test_a_cut_graph_computes_the_same_and_gives_the_tensors_out() -> None:
     wiring = wire(model)
     found = run(cut_graph(model, wiring, ("r1", "out", "m")), {"x": x})
     assert list(found) == ["out", "r1", "m"]
-    np.testing.assert_array_equal(found["out"], run(model, {"x": x})["out"])
+    close(found["out"], run(model, {"x": x})["out"])
     np.testing.assert_array_equal(found["out"][:, :4], found["m"])
+
+
+def close(found: np.ndarray, wanted: np.ndarray) -> None:
+    """Other fusions, other order of four products."""
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_split_graph_believes_what_it_is_given() -> None:
@@ -102,8 +107,8 @@ def test_a_split_graph_believes_what_it_is_given() -> None:
     full = run(cut_graph(model, wiring, ("r1", "r2", "m")), {"x": x})
     given = {"r1": full["r1"], "r2": full["r2"] * 2}
     found = run_segments(model, wiring, ("r1", "r2", "out"), given, x)
-    np.testing.assert_array_equal(found["r1"], full["r1"])  # from x
-    np.testing.assert_array_equal(found["r2"], full["r2"])  # from r1
+    close(found["r1"], full["r1"])  # from x
+    close(found["r2"], full["r2"])  # from r1
     np.testing.assert_array_equal(found["out"][:, 4:], given["r2"])  # from what was given for r2
     split = split_graph(model, wiring, ("out",), ("r2",))
     assert [value.name for value in split.graph.input] == ["r2__given"]
