@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from redline.records.detect import Tensor
     from redline.records.spec import Precision
 
-MOST = 12
+MOST = 24
 """Tensors a look adds to the outputs. A detector has some hundred seams: three looks tell them all apart."""
 SUSPECTS = 4
 """Segments followed at once; of more, the worst, and then the first in graph order: one fault can spoil no other segment."""
@@ -151,7 +151,11 @@ def _pursue(case: Case, regions: list[Region], most: int) -> tuple[tuple[LayerFa
     for region in cleared:
         # Segments of branches share nodes: what was found in one of them explains the others.
         inside = case.wiring.segment(region.end, region.given)
-        if not known.intersection(case.wiring.nodes[i].name for i in inside):
+        if known.intersection(case.wiring.nodes[i].name for i in inside):
+            continue
+        if _seams(case, region, 1):  # no fused group, so nothing that only its parts together could do
+            unconfirmed.append(region.end)
+        else:
             _name(case, region, faults, unconfirmed)
     order = {name: index for index, name in enumerate(case.wiring.floats)}
     ordered = sorted(faults.values(), key=lambda fault: order[fault.tensor])
@@ -160,11 +164,11 @@ def _pursue(case: Case, regions: list[Region], most: int) -> tuple[tuple[LayerFa
 
 def _divide(case: Case, region: Region, most: int) -> tuple[str, ...]:
     """Seams inside the region; inside a fused group, which has none, its other tensors."""
-    for among in (case.seams, case.inner):
-        cuts = choose_cuts(case.wiring, (region.end,), region.given, among, most)
-        if cuts:
-            return cuts
-    return ()
+    return _seams(case, region, most) or choose_cuts(case.wiring, (region.end,), region.given, case.inner, most)
+
+
+def _seams(case: Case, region: Region, most: int) -> tuple[str, ...]:
+    return choose_cuts(case.wiring, (region.end,), region.given, case.seams, most)
 
 
 def _look_into(case: Case, regions: Sequence[Region], inner: Mapping[str, tuple[str, ...]]) -> dict[str, list[Region]]:

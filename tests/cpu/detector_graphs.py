@@ -49,18 +49,31 @@ def export_both(name: str, folder: Path) -> Graphs:
     folder.mkdir(parents=True, exist_ok=True)
     detector = load_detector(detector_spec(name))
     if name != "demo":
-        _liven(detector.module, detector.preprocess)
+        _liven(detector.module, picture(detector.preprocess, LARGEST[name]))
     full = export_onnx(detector, folder, input_hw=LARGEST[name])
     return Graphs(name, full, export_half(full, folder), picture(detector.preprocess, LARGEST[name]))
 
 
-def _liven(module: torch.nn.Module, preprocess: Preprocess) -> None:
-    """Random weights as initialised let a signal die out over the depth; these keep it of the size that it has at first."""
+def _liven(module: torch.nn.Module, batch: Any) -> None:
+    """Random weights as initialised let a signal die out over the depth; here every convolution's products have unit variance."""
     draw = torch.Generator().manual_seed(0)
+    done: set[torch.nn.Module] = set()
+
+    def scale(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        bias = 0.0 if layer.bias is None else layer.bias[None, :, None, None]
+        factor = 1.0 if layer in done else float((output - bias).std())
+        done.add(layer)
+        layer.weight.data /= factor
+        return (output - bias) / factor + bias
+
     layers = [part for part in module.modules() if isinstance(part, torch.nn.Conv2d)]
     for layer in layers:
-        torch.nn.init.kaiming_normal_(layer.weight, generator=draw)
-    layers[0].weight.data /= 255 * preprocess.scale
+        torch.nn.init.normal_(layer.weight, generator=draw)
+    hooks = [layer.register_forward_hook(scale) for layer in layers]
+    with torch.no_grad():
+        module(torch.from_numpy(batch))
+    for hook in hooks:
+        hook.remove()
 
 
 def picture(preprocess: Preprocess, hw: tuple[int, int]) -> Any:

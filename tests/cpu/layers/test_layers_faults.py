@@ -36,10 +36,10 @@ def layers(model: OnnxModel) -> list[Any]:
 def test_nobody_is_accused_where_an_engine_only_rounds(graphs: Get, name: str, tmp_path: Path) -> None:
     found = look(graphs(name), compiled, tmp_path)
     assert (found.faults, found.unconfirmed, found.looks) == ((), (), 1)
-    assert all(point.excess < 0.5 for point in found.points)
+    assert all(point.excess < 1 for point in found.points)
     assert {output.name for output in graphs(name).full.outputs} <= {point.tensor for point in found.points}
     assert len(found.points) <= found.most_cuts + len(graphs(name).full.outputs)
-    assert all(0 < point.total < 0.05 for point in found.points)
+    assert all(0 < point.total < 0.1 for point in found.points)
     assert list(tmp_path.iterdir()) == []
 
 
