@@ -84,6 +84,14 @@ def _pointer(address: int) -> Any:
     return ctypes.cast(ctypes.c_void_p(address), ctypes.POINTER(ctypes.c_uint8))
 
 
+def fetch(address: int, shape: tuple[int, ...], dtype: Any, stream: int) -> NDArray[Any]:
+    """Device memory as a new array; waits for the stream (an address)."""
+    array: NDArray[Any] = np.empty(shape, dtype)
+    ok(cudart.cudaMemcpyAsync(array.ctypes.data, address, array.nbytes, Kind.cudaMemcpyDeviceToHost, stream))
+    ok(cudart.cudaStreamSynchronize(stream))
+    return array
+
+
 class Stream:
     """A stream of its own that does not wait for the legacy default stream."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from redline.errors import BadInput
-from redline.plan.buckets import choose_buckets, waste
+from redline.plan.buckets import choose_buckets, largest_canvases, waste
 from redline.records import EngineProfile, Preprocess, Traffic
 from redline.vision import input_size
 
@@ -29,7 +29,7 @@ class Profiles:
     waste: float
     """Expected area of the inputs over that of the resized images in them, minus 1."""
     buffer_bytes: int
-    """Input and output memory of one lane, for its largest profile."""
+    """Memory of one lane: inputs and outputs of its largest profile, and scratch memory of a context for each profile."""
 
 
 def choose_profiles(
@@ -40,19 +40,28 @@ def choose_profiles(
     batch: int,
     most: int = 5,
     bytes_per_pixel: float = 12.0,
+    scratch_per_pixel: float = 0.0,
     memory_bytes: int | None = None,
 ) -> Profiles:
     """Profiles for batches of 1 to `batch`.
 
-    `bytes_per_pixel`: float32 input plus outputs, divided by the input's pixels (12 is the input alone). `memory_bytes`: limit
-    on a lane's buffers; the batch of the profiles is lowered to fit. Raises BadInput (plan.profile-memory) if batch 1 does not.
+    `bytes_per_pixel`: float32 input plus outputs, divided by the input's pixels (12 is the input alone). `scratch_per_pixel`:
+    what a context needs besides; every profile has a context, and each is sized for the largest. `memory_bytes`: limit on both
+    together: buckets are given up first, down to those that every image needs, then the batch is lowered.
+    Raises BadInput: plan.profile-memory (batch 1 does not fit), plan.profile-count, and as `choose_buckets` does.
     """
+    if memory_bytes is not None and kind == "bucketed" and scratch_per_pixel > 0:
+        canvases = largest_canvases(preprocess)
+        space = batch * max(height * width for height, width in canvases)
+        affordable = int((memory_bytes - space * bytes_per_pixel) / (space * scratch_per_pixel))
+        most = max(len(canvases), min(most, affordable))
     sizes = _shares(traffic, preprocess, kind, most)
     largest = max(height * width for height, width in sizes)
     fits = batch
-    while memory_bytes is not None and fits > 1 and fits * largest * bytes_per_pixel > memory_bytes:
+    each = largest * (bytes_per_pixel + scratch_per_pixel * (1 if kind == "dynamic" else len(sizes)))
+    while memory_bytes is not None and fits > 1 and fits * each > memory_bytes:
         fits -= 1
-    need = int(fits * largest * bytes_per_pixel)
+    need = int(fits * each)
     if memory_bytes is not None and need > memory_bytes:
         fix = "a smaller [model.preprocess] size or more GPU memory"
         raise BadInput(

@@ -20,6 +20,7 @@ from redline.records.detect import (
     Truth,
 )
 from redline.records.engine import BuildOptions, EngineBuild, LayerFact, PrecisionProof, Telemetry
+from redline.records.layers import BoundaryCheck, LayerFault, LayerParity, LayerPoint
 from redline.records.run import (
     SCHEMA_VERSION,
     Accuracy,
@@ -79,6 +80,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Accuracy",
     "Action",
+    "BoundaryCheck",
     "BoxMatch",
     "Buckets",
     "Budget",
@@ -105,6 +107,9 @@ __all__ = [
     "ImageRef",
     "Knee",
     "LayerFact",
+    "LayerFault",
+    "LayerParity",
+    "LayerPoint",
     "Library",
     "Load",
     "LoadMode",
