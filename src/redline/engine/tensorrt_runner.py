@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -118,7 +117,6 @@ class Lane:
         self.graphs: OrderedDict[Key, cuda.Graph] = OrderedDict()
         self.buffers: dict[str, cuda.Buffer] = {}
         self.contexts: list[Any] = []
-        self._local = threading.local()
         self.stream = cuda.Stream()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         mode = library.module.TensorIOMode.INPUT
@@ -213,10 +211,8 @@ class Lane:
         self.stream.close()
 
     def _select(self) -> None:
-        """The current device belongs to a thread: a pool's threads must be told once each."""
-        if not hasattr(self._local, "ready"):
-            cuda.select(self._device)
-            self._local.ready = True
+        """The current device belongs to a thread, which may run lanes of several GPUs in turn."""
+        cuda.ensure(self._device)
 
     def _prepare(self, index: int, shape: Shape, source: int) -> Any:
         context = self.contexts[index]
