@@ -147,8 +147,10 @@ def order_of(subject: Subject, graphs: Graphs, candidate: Candidate, foundry: Fo
     """What a TensorRT candidate is built from and with; None for every other runner, and where there is no TensorRT."""
     if candidate.runner != "tensorrt" or foundry is None:
         return None
-    rebuild = f"redline build {subject.spec.path} --precision {candidate.precision} --profiles {candidate.profiles}"
-    return Order(foundry, engine_options(subject, graphs, candidate, foundry), rebuild)
+    rebuild = ["redline build", subject.spec.path, "--precision", candidate.precision, "--profiles", str(candidate.profiles)]
+    rebuild += ["--minimal"] if (candidate.shapes, candidate.profiles) == ("minimal", "exact") else []
+    rebuild += ["--batched"] if candidate.batch > 1 else []
+    return Order(foundry, engine_options(subject, graphs, candidate, foundry), " ".join(rebuild))
 
 
 def engine_options(subject: Subject, graphs: Graphs, candidate: Candidate, foundry: Foundry) -> BuildOptions:

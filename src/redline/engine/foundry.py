@@ -42,14 +42,19 @@ class Foundry:
         self.builds: dict[str, EngineBuild] = {}
         """Every engine asked for, by the plan's digest, those that failed their proof too."""
 
-    def engine(self, onnx: OnnxModel, options: BuildOptions, name: str = "an engine") -> EngineBuild:
-        """Built unless the store has it. Raises TrialError as `build_engine` does, and engine-precision as `require_proved`."""
+    def engine(self, onnx: OnnxModel, options: BuildOptions, name: str) -> EngineBuild:
+        """As `build`. Raises TrialError (engine-precision) too, as `require_proved` does."""
+        build = self.build(onnx, options, name)
+        require_proved(build)
+        return build
+
+    def build(self, onnx: OnnxModel, options: BuildOptions, name: str) -> EngineBuild:
+        """Built unless the store has it, proved or not. Raises TrialError as `build_engine` does."""
         with self._watch(f"engine of {name}") as on_phase:
             build = build_engine(
                 onnx, options, self.library, self.store, device=self.device, journal=self._journal, on_phase=on_phase
             )
         self.builds[build.digest] = build
-        require_proved(build)
         return build
 
     def identity(self, onnx: OnnxModel, options: BuildOptions) -> str:

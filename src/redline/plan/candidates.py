@@ -171,8 +171,8 @@ def _gpu_space(
         more, refused = on_gpu.torch_families(spec, baseline, gpu)
         families, refusals = [*families, *more], [*refusals, *refused]
     refusals.append(Refusal(what="pre- and post-processing in the graph", reason=on_gpu.IN_GRAPH))
-    minimal = _no_minimal(spec.model.preprocess, onnx)
-    buckets, why = (None, minimal) if minimal is not None else _choose_buckets(traffic, spec.model.preprocess)
+    minimal = no_minimal(spec.model.preprocess, onnx)
+    buckets, why = (None, minimal) if minimal is not None else useful_buckets(traffic, spec.model.preprocess)
     seen = on_gpu.seen_traffic(traffic, images)
     engines, refused = on_gpu.tensorrt_families(spec, seen, start, gpu, onnx, failures, (buckets, why), minimal, batches[-1])
     if minimal is not None:
@@ -237,7 +237,7 @@ def _graph_families(
     return []
 
 
-def _no_minimal(preprocess: Preprocess, onnx: OnnxModel | None) -> str | None:
+def no_minimal(preprocess: Preprocess, onnx: OnnxModel | None) -> str | None:
     """Why inputs cannot be padded to the stride alone."""
     if preprocess.resize != "letterbox":
         return f"resize = {preprocess.resize!r} has no letterbox padding to save"
@@ -247,7 +247,7 @@ def _no_minimal(preprocess: Preprocess, onnx: OnnxModel | None) -> str | None:
 
 
 def _minimal_shapes(families: list[Candidate], preprocess: Preprocess, onnx: OnnxModel | None) -> list[Refusal]:
-    reason = _no_minimal(preprocess, onnx)
+    reason = no_minimal(preprocess, onnx)
     if reason is not None:
         return [Refusal(what="minimal padding and shape buckets", reason=reason)]
     families += [
@@ -274,10 +274,11 @@ def _buckets(families: list[Candidate], traffic: Traffic, preprocess: Preprocess
     """
     if not any(family.runner == "onnxruntime" and family.shapes == "minimal" for family in families):
         return None, None  # refused with the runner or with minimal padding
-    return _choose_buckets(traffic, preprocess)
+    return useful_buckets(traffic, preprocess)
 
 
-def _choose_buckets(traffic: Traffic, preprocess: Preprocess) -> tuple[Buckets | None, str | None]:
+def useful_buckets(traffic: Traffic, preprocess: Preprocess) -> tuple[Buckets | None, str | None]:
+    """Buckets for a traffic, or why they would be another policy under another name."""
     chosen = choose_buckets(traffic, preprocess, most=MOST_BUCKETS)
     if len(chosen.buckets) == 1:
         return None, "for this traffic no bucket saves more padding than it costs: the same as fixed shapes"

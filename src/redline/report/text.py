@@ -16,7 +16,7 @@ from redline.report.tables import TrialRow, trial_rows
 
 ANSWERS = {"pass": ("✓", "bold green"), "fail": ("✗", "bold red"), "inconclusive": ("?", "bold yellow")}
 STYLES = {"pass": "green", "inconclusive": "yellow", "fail": "red", "error": "red", "screened": "bright_black"}
-SHORT = {"torch-eager": "eager", "torch-compile": "compile", "onnxruntime": "ort"}
+SHORT = {"torch-eager": "eager", "torch-compile": "compile", "onnxruntime": "ort", "tensorrt": "trt"}
 ROOMY = 128
 MOST_ROWS = 14
 
