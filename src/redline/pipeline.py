@@ -57,7 +57,7 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
         graphs = aside.submit(export_graphs, subject, store, journal, progress, for_gpu=gpus is not None).result()
     candidates = _candidates(subject, graphs, environment, gpus, no_gpu)
     salt = started if fresh else ""
-    host, no_server = _host(spec)
+    host, no_server = _host(spec, on_gpu=gpus is not None)
     candidates = replace(candidates, refusals=(*candidates.refusals, *no_server))
     minutes = spec.budget.minutes * (1 - SERVED_SHARE if host is not None else 1.0)
     baseline = candidates.baseline
@@ -79,11 +79,13 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
     return record
 
 
-def _host(spec: Spec) -> tuple[Host | None, tuple[Refusal, ...]]:
+def _host(spec: Spec, *, on_gpu: bool) -> tuple[Host | None, tuple[Refusal, ...]]:
     """A server to measure through, or why there is none."""
     from redline.serve.environment import find_environment
 
     what = "serving through Triton"
+    if on_gpu:
+        return None, (Refusal(what=what, reason="the embedded server runs ONNX Runtime on the CPU, not a GPU"),)
     if spec.target.server != "embedded":
         reason = f'[target] server = "{spec.target.server}": nothing is measured through a server here'
         return None, (Refusal(what=what, reason=reason),)

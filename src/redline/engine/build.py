@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -57,6 +59,7 @@ def engine_digest(detector: Detector, onnx: OnnxModel | None, candidate: Candida
 
 def _gpu_runner(detector: Detector, onnx: OnnxModel | None, candidate: Candidate, order: Order | None) -> Runner:
     """One runner a GPU, and one queue over them if there are several."""
+    _return_memory()
     lanes = -(-candidate.concurrency // len(candidate.gpus))
     runners: list[Runner] = []
     try:
@@ -70,6 +73,14 @@ def _gpu_runner(detector: Detector, onnx: OnnxModel | None, candidate: Candidate
             runner.close()
         raise
     return runners[0] if len(runners) == 1 else PooledRunner(runners, lanes=lanes)
+
+
+def _return_memory() -> None:
+    """What torch keeps of closed or failed runners goes back to the GPU: TensorRT's memory is not torch's."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()  # a failure's traceback may have held tensors until now
+        torch.cuda.empty_cache()
 
 
 def _tensorrt(onnx: OnnxModel, candidate: Candidate, order: Order, device: int, lanes: int) -> Runner:
