@@ -88,16 +88,16 @@ def open_foundry(
 @contextmanager
 def watched(host: GpuHost | None, candidate: Candidate, found: list[Telemetry], progress: Progress) -> Iterator[None]:
     """Telemetry of every GPU of the candidate over the block, in `found`; none, said once, where NVML is not there."""
-    from redline.measure.telemetry import index_of, telemetry
+    from redline.measure.telemetry import telemetry
 
     with ExitStack() as stack:
-        for device in candidate.gpus if host is not None else ():
-            assert host is not None
+        if host is not None:
             try:
-                stack.enter_context(telemetry(index_of(host.gpus[device].bus), found))
-            except BadInput as error:
+                for device in candidate.gpus:
+                    stack.enter_context(telemetry(device, found))
+            except (BadInput, ImportError) as error:
                 if not host.told:
-                    progress.note(f"no telemetry: {error.what} ({error.got}): {error.fix}")
+                    progress.note(f"no telemetry, so a throttled GPU goes unseen (nvidia-ml-py): {error}")
                 host.told = True
         yield
 

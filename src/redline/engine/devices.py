@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +26,11 @@ COMPILERS = ("cc", "gcc", "clang")
 class Gpu:
     name: str
     memory_bytes: int
-    bus: str
-    """PCI address, by which NVML knows it too: the two count GPUs in different orders."""
 
 
 def visible_gpus() -> tuple[Gpu, ...]:
     """By CUDA's index. Raises TrialError (engine-no-gpu) if torch cannot use any, with the reason."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as NVML counts; CUDA by itself has the fastest first
     try:
         import torch
     except ImportError as error:
@@ -87,12 +87,7 @@ def _has_cuda_bindings() -> bool:
 
 
 def _gpu(properties: Any) -> Gpu:
-    address = [int(getattr(properties, name, 0)) for name in ("pci_domain_id", "pci_bus_id", "pci_device_id")]
-    return Gpu(
-        name=str(properties.name),
-        memory_bytes=int(properties.total_memory),
-        bus=f"{address[0]:08x}:{address[1]:02x}:{address[2]:02x}.0",
-    )
+    return Gpu(name=str(properties.name), memory_bytes=int(properties.total_memory))
 
 
 def _unseen(got: str) -> TrialError:

@@ -24,22 +24,6 @@ FATAL = frozenset(SLOWING.values()) - {"power cap"}
 """A GPU at its power cap runs as it always does under that load; the others mean that the same run may be faster tomorrow."""
 
 
-def index_of(bus: str) -> int:
-    """NVML's index of the GPU at a PCI address such as "00000000:3b:00.0". Raises BadInput (measure.nvml) if it sees none."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            return int(pynvml.nvmlDeviceGetIndex(pynvml.nvmlDeviceGetHandleByPciBusId(bus)))
-        finally:
-            pynvml.nvmlShutdown()
-    except ImportError as error:
-        raise BadInput("measure.nvml", "NVML's binding is missing", got=error, fix="pip install nvidia-ml-py") from error
-    except pynvml.NVMLError as error:
-        raise BadInput("measure.nvml", "NVML does not see the GPU", got=error, fix="see `redline doctor`") from error
-
-
 class Recorder:
     """Samples one GPU in a thread of its own until `stop`."""
 

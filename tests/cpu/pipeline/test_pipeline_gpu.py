@@ -107,7 +107,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Any:
         def open_gpus(spec: Any, environment: Any, store: Store, journal_: Any, progress: Any) -> Any:
             library: Any = SimpleNamespace(name="tensorrt", version="8.6.0", tactic_sources=("CUDNN", "JIT_CONVOLUTIONS"))
             made = foundries.Foundry(library, store, journal_, progress.build, place=Place("Made Up 9.0", "12.4"))
-            gpu = Gpu(name="Made Up", memory_bytes=80 << 30, bus="0000:01:00.0")
+            gpu = Gpu(name="Made Up", memory_bytes=80 << 30)
             return GpuHost((gpu, gpu), FACTS, made), ""
 
         def torch_runner(detector: Any, candidate: Any, device: int) -> Any:
@@ -122,7 +122,6 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setattr(engine_build, "_torch_on_gpu", torch_runner)
         patch.setattr(workbench, "dissect", dissect)
         patch.setattr(nvml, "telemetry", telemetry)
-        patch.setattr(nvml, "index_of", lambda bus: 0)
         yield seen
 
 
