@@ -88,6 +88,7 @@ def _cells(row: TrialRow, roomy: bool) -> list[Text]:
     sign = "★" if "choice" in row.role else "○" if "baseline" in row.role else ""
     padding = words.fixed(row.trial.padding_pct, 1)
     shapes = candidate.shape_name if roomy or isinstance(candidate.shapes, str) else "buckets"
+    shapes += f", {candidate.profiles}" if roomy and candidate.profiles is not None else ""
     texts = [sign, runner + precision + placed, shapes, *([padding, *knobs] if roomy else ["/".join(knobs)])]
     texts += [words.number(row.capacity), both, words.number(row.knee), f"{row.drop} {spread}" if spread else row.drop]
     return [Text(cell) for cell in texts] + [Text(word, style=STYLES[row.outcome])]
