@@ -136,7 +136,9 @@ class Observer:
     def _outputs(self, candidate: Candidate) -> tuple[tuple[np.ndarray[Any, Any], ...], ...]:
         if candidate not in self._raw:
             predict = self._live(candidate).predict
-            raw = predict.raw(self._images(PARITY_IMAGES))[0] if isinstance(predict, Predictor) else []
+            # One at a time: an engine may take no batch, and torch.compile would compile this one.
+            images = self._images(PARITY_IMAGES) if isinstance(predict, Predictor) else []
+            raw = [predict.raw([image])[0][0] for image in images if isinstance(predict, Predictor)]
             self._raw[candidate] = tuple(raw)
         return self._raw[candidate]
 

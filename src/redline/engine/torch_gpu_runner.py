@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,15 @@ if TYPE_CHECKING:
     from redline.records.spec import Precision
 
 
+@functools.cache
+def _compiling() -> ThreadPoolExecutor:
+    """The thread of all compiled runners: torch 2.11 finds its CUDA graphs only in the thread that first made one."""
+    return ThreadPoolExecutor(1, thread_name_prefix="torch-gpu-compiled")
+
+
 class TorchGpuRunner:
-    """`module` is in eval mode, float32, on the CPU; a copy goes to the GPU. All calls run in one thread of the runner's own:
-    the CUDA graphs of torch.compile belong to the thread that recorded them.
+    """`module` is in eval mode, float32, on the CPU; a copy goes to the GPU. All calls run in one thread of the runner's own,
+    or, compiled, in that of all compiled runners.
     """
 
     def __init__(
@@ -31,7 +38,7 @@ class TorchGpuRunner:
         self._tf32, self._compiled = precision == "tf32", compiled
         how = "compile" if compiled else "eager"
         self.name = f"torch {torch.__version__} {how} {precision.upper()} {torch.cuda.get_device_name(device)}"
-        self._own = ThreadPoolExecutor(1, thread_name_prefix="torch-gpu")
+        self._own = _compiling() if compiled else ThreadPoolExecutor(1, thread_name_prefix="torch-gpu")
         self._call: Any = self._own.submit(self._load, module).result()
 
     def run(self, batch: Tensor) -> tuple[Tensor, ...]:
@@ -48,7 +55,8 @@ class TorchGpuRunner:
 
     def close(self) -> None:
         self._own.submit(self._unload).result()
-        self._own.shutdown()
+        if not self._compiled:
+            self._own.shutdown()
 
     def _load(self, module: torch.nn.Module) -> Any:
         def load() -> Any:
@@ -74,7 +82,7 @@ class TorchGpuRunner:
             torch.cuda.empty_cache()
             fix = "a smaller batch, fewer inferences in flight, or free the GPU's memory"
             raise TrialError("engine-memory", "The GPU is out of memory", got=_line(error), fix=fix) from error
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
             what = "torch.compile failed on the GPU" if self._compiled else "The torch module failed on the GPU"
             raise TrialError("engine-run", what, got=f"{type(error).__name__}: {_line(error)}") from error
 

@@ -80,8 +80,8 @@ def lawful_on_gpu(candidate: Candidate) -> bool:
     if candidate.runner == "torch-eager":
         return candidate.profiles is None and not candidate.cuda_graphs and candidate.precision in ("fp32", "tf32")
     if candidate.runner == "torch-compile":
-        # Every shape and batch compiles again; reduce-overhead replays CUDA graphs always.
-        single = candidate.shapes == "fixed" and candidate.batch == 1
+        # Every shape and batch compiles again; reduce-overhead replays CUDA graphs always, all from one thread.
+        single = candidate.shapes == "fixed" and candidate.batch == 1 and len(candidate.gpus) == 1
         return candidate.profiles is None and candidate.cuda_graphs and single
     return candidate.runner == "tensorrt" and candidate.profiles in KINDS[_policy(candidate.shapes)]
 
@@ -140,8 +140,8 @@ def torch_families(spec: Spec, baseline: Candidate, gpu: GpuAbilities) -> tuple[
     narrow: Precision = asked[-1] if asked else "fp32"
     families.append(replace(baseline, runner="torch-compile", precision=narrow, cuda_graphs=True))
     refusal = Refusal(
-        what="torch-compile with a batch, minimal padding or shape buckets",
-        reason="every new shape compiles again, for most of a minute",
+        what="torch-compile with a batch, minimal padding, shape buckets or several GPUs",
+        reason="every new shape compiles again, for most of a minute; and its CUDA graphs are launched by one thread",
     )
     return families, [refusal]
 

@@ -81,7 +81,23 @@ def engine_runner(onnx: OnnxModel, candidate: Any, order: Any, device: int, lane
     assert order.foundry.plan(build)
     if len(build.options.profiles) > 1 and candidate.profiles == "exact":
         raise TrialError("engine-memory", "The GPU is out of memory", got="out of memory")
-    return OnnxRuntimeRunner(onnx.path, threads=1, concurrent=lanes > 1)
+    return Limited(OnnxRuntimeRunner(onnx.path, threads=1, concurrent=lanes > 1), build.options)
+
+
+class Limited:
+    """Takes what the profiles hold and nothing else, as an engine does."""
+
+    def __init__(self, runner: OnnxRuntimeRunner, options: BuildOptions) -> None:
+        self.runner, self.profiles, self.name = runner, options.profiles, runner.name
+
+    def run(self, batch: Any) -> Any:
+        spans = ((profile.minimum, profile.maximum) for profile in self.profiles)
+        if not any(all(a <= s <= b for a, s, b in zip(low, batch.shape, high, strict=True)) for low, high in spans):
+            raise TrialError("engine-shape", "The shape lies outside every profile", got=batch.shape)
+        return self.runner.run(batch)
+
+    def close(self) -> None:
+        self.runner.close()
 
 
 def throttled() -> Telemetry:

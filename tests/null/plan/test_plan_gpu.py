@@ -150,6 +150,7 @@ def test_lawful_says_no_to_every_combination_that_nothing_can_run() -> None:
     assert not found.lawful(replace(eager, cuda_graphs=True))
     compiled = replace(eager, runner="torch-compile", precision="fp16", cuda_graphs=True)
     assert found.lawful(compiled)
+    assert not on_gpu(spec(precisions=EVERY), TWO).lawful(replace(compiled, device="cuda:0,1", concurrency=2))
     for change in ({"batch": 2}, {"shapes": "minimal"}, {"cuda_graphs": False}):
         assert not found.lawful(replace(compiled, **change)), change  # type: ignore[arg-type]
 

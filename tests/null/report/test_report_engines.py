@@ -99,7 +99,7 @@ def record(tmp_path: Path) -> RunRecord:
 def test_a_run_on_the_cpu_has_no_such_section(tmp_path: Path) -> None:
     html = render_html(make_record(tmp_path))
     assert 'id="engines"' not in html
-    assert "#engines" not in html
+    assert 'href="#engines"' not in html
 
 
 def test_the_chosen_engine_comes_first_with_what_it_obtained(record: RunRecord) -> None:
