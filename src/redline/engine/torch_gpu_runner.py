@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import functools
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,15 +17,11 @@ if TYPE_CHECKING:
     from redline.records.spec import Precision
 
 
-@functools.cache
-def _compiling() -> ThreadPoolExecutor:
-    """The thread of all compiled runners: torch 2.11 finds its CUDA graphs only in the thread that first made one."""
-    return ThreadPoolExecutor(1, thread_name_prefix="torch-gpu-compiled")
-
-
 class TorchGpuRunner:
-    """`module` is in eval mode, float32, on the CPU; a copy goes to the GPU. All calls run in one thread of the runner's own,
-    or, compiled, in that of all compiled runners.
+    """`module` is in eval mode, float32, on the CPU; a copy goes to the GPU. All calls run in one thread of the runner's own.
+
+    Compiled runners share a thread for the life of the process: torch keeps its CUDA graphs in a table of the thread that first
+    compiled, and fails in any other.
     """
 
     def __init__(
@@ -91,6 +87,11 @@ class TorchGpuRunner:
         if self._compiled:
             torch.compiler.reset()
         torch.cuda.empty_cache()
+
+
+@cache
+def _compiling() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="torch-compile")
 
 
 def _line(error: BaseException) -> str:
