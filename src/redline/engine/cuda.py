@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,8 +32,18 @@ def ok(result: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values or None
 
 
+_here = threading.local()
+
+
 def select(device: int) -> None:
     ok(cudart.cudaSetDevice(device))
+    _here.device = device
+
+
+def ensure(device: int) -> None:
+    """`select`, unless this thread did so last: several runners may share a thread, each on a GPU of its own."""
+    if getattr(_here, "device", None) != device:
+        select(device)
 
 
 def memory(device: int) -> tuple[int, int]:
