@@ -87,8 +87,15 @@ def _tensorrt(onnx: OnnxModel, candidate: Candidate, order: Order, device: int, 
     from redline.engine.tensorrt_runner import TensorRTRunner
 
     build = order.foundry.engine(onnx, order.options, candidate.name)
-    plan, graphs = order.foundry.plan(build), candidate.cuda_graphs
-    return TensorRTRunner(plan, order.foundry.library, device=device, lanes=lanes, graphs=graphs, rebuild=order.rebuild)
+    return TensorRTRunner(
+        order.foundry.plan(build),
+        order.foundry.library,
+        device=device,
+        lanes=lanes,
+        graphs=candidate.cuda_graphs,
+        outputs=[fact.name for fact in build.outputs],
+        rebuild=order.rebuild,
+    )
 
 
 def _torch_on_gpu(detector: Detector, candidate: Candidate, device: int) -> Runner:
