@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
+# For mypy alone, beside the environment: inside it an `import tensorrt` would find the stubs and nothing else.
+STUBS  := tensorrt-stubs==10.13.0.35.1
 BIN    := $(VENV)/bin
 
 .PHONY: demo test install lint clean
@@ -27,6 +29,8 @@ $(VENV)/.installed: pyproject.toml tools/make_venv.sh src/redline/serve/environm
 	PYTHON="$(PYTHON)" sh tools/make_venv.sh "$(VENV)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[torch,ort,triton,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target "$(VENV)/stubs" "$(STUBS)"
+	$(BIN)/python tools/mend_stubs.py "$(VENV)/stubs" >/dev/null
 	$(BIN)/redline serve --install
 	touch $@
 

@@ -34,6 +34,8 @@ KEPT = [
     "ILogger",
     "IProfiler",
     "IProgressMonitor",
+    "IDebugListener",
+    "TensorLocation",
     "BuilderFlag",
     "TacticSource",
     "NetworkDefinitionCreationFlag",

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from redline import store
+    from redline.building import Built, Replayed
     from redline.doctor import Ability
     from redline.observe.export import Exported
     from redline.observe.watch import WatchState
-    from redline.records import Candidate, Environment, RunRecord, Spec, Switch
+    from redline.progress import Progress
+    from redline.records import Candidate, Environment, ProfileKind, RunRecord, Spec, Switch
+    from redline.records.spec import Precision
     from redline.releasing import Outcome
     from redline.serve.admin import Service, Status
     from redline.serve.environment import ServerEnvironment
@@ -118,11 +121,65 @@ def init_demo(folder: Path, *, force: bool = False, progress: Callable[[int, int
 
 
 def doctor() -> Diagnosis:
-    """Look at this machine; imports none of the libraries it reports."""
+    """Look at this machine; of the libraries it reports only TensorRT is imported, to ask what this version can do."""
     from redline.doctor import abilities, cautions, inspect_machine
+    from redline.engine.devices import tensorrt_facts
 
     environment = inspect_machine()
-    return Diagnosis(environment=environment, abilities=abilities(environment), cautions=cautions(environment))
+    return Diagnosis(
+        environment=environment, abilities=abilities(environment, tensorrt_facts()), cautions=cautions(environment)
+    )
+
+
+def build(
+    spec_path: Path | str,
+    *,
+    runs: Path = RUNS,
+    precision: Precision | None = None,
+    profiles: ProfileKind = "exact",
+    minimal: bool = False,
+    batched: bool = False,
+    level: int | None = None,
+    capabilities: tuple[str, ...] = (),
+    progress: bool = True,
+) -> Built:
+    """Build the TensorRT engine of a spec into the store of `runs`, unless it is there, and prove its precision.
+
+    `precision`: None takes the narrowest that the spec names. `profiles` "exact" is of fixed shapes, or with `minimal` of the
+    stride's; `batched` takes up to the largest batch of a run instead of one image. `capabilities`, such as "8.9": ahead of
+    time by TensorRT-RTX, without a GPU. A precision that was not obtained is a result, in `Built.verdict`.
+    Raises BadInput for what cannot be asked, TrialError if there is no engine, StoreError if `runs` cannot be written.
+    """
+    from redline import building
+
+    wanted = building.Wanted(
+        precision=precision,
+        profiles=profiles,
+        minimal=minimal,
+        batched=batched,
+        level=level,
+        capabilities=capabilities,
+    )
+    return building.build(load_spec(spec_path), wanted, runs=Path(runs), progress=_progress(progress))
+
+
+def replay(digest: str, *, runs: Path = RUNS, progress: bool = True) -> Replayed:
+    """Build an engine again from its record and compare; `digest` may be its first 6 characters or more.
+
+    A difference is a result, in `Replayed.verdict`. Raises BadInput if the store of `runs` has no such engine, TrialError if
+    this is not the machine that it was built on.
+    """
+    from redline import building
+
+    return building.replay(_store(runs), digest, progress=_progress(progress))
+
+
+def _progress(wanted: bool) -> Progress:
+    from rich.console import Console
+
+    from redline.progress import Progress
+
+    return Progress(Console(stderr=True) if wanted else None)
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redline import cli_serve, cli_watch
+from redline import cli_build, cli_serve, cli_watch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -195,6 +195,7 @@ def gc(
     print(f"{did} {_size(done.bytes)} in {done.files} files; {done.kept} objects are needed by runs and stay")
 
 
+cli_build.register(app)
 cli_serve.register(app)
 cli_watch.register(app)
 

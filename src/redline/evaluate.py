@@ -60,8 +60,12 @@ class Observer:
 
     def detections(self, candidate: Candidate) -> tuple[Detections, ...]:
         """One an evaluation image, in order; measured once and kept."""
-        # Threads, batch and concurrency change rounding at most: one candidate stands for all of its family.
-        head = replace(candidate, threads=self._baseline.threads, batch=1, concurrency=1)
+        # Threads, batch, concurrency and GPUs of one kind change rounding at most: one candidate stands for all of its family.
+        head = replace(candidate, batch=1, concurrency=1)
+        if candidate.gpus:
+            head = replace(head, device=f"cuda:{candidate.gpus[0]}", cuda_graphs=candidate.runner != "torch-eager")
+        else:
+            head = replace(head, threads=self._baseline.threads)
         packed = self._once("detections", head, "detections", Packed, lambda: self._detect(head))
         return unpack(packed)
 
@@ -132,7 +136,9 @@ class Observer:
     def _outputs(self, candidate: Candidate) -> tuple[tuple[np.ndarray[Any, Any], ...], ...]:
         if candidate not in self._raw:
             predict = self._live(candidate).predict
-            raw = predict.raw(self._images(PARITY_IMAGES))[0] if isinstance(predict, Predictor) else []
+            # One at a time: an engine may take no batch, and torch.compile would compile this one.
+            images = self._images(PARITY_IMAGES) if isinstance(predict, Predictor) else []
+            raw = [predict.raw([image])[0][0] for image in images if isinstance(predict, Predictor)]
             self._raw[candidate] = tuple(raw)
         return self._raw[candidate]
 

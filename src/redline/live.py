@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 from redline import __version__, vision
 from redline.data import read_bytes, request_order
-from redline.engine.build import build_runner, engine_digest
+from redline.engine.build import Order, build_runner, engine_digest
+from redline.plan.candidates import MAX_BATCH
+from redline.plan.gpu import engine_profiles, seen_traffic
 from redline.predict import GraphPredictor, Predictor
-from redline.records import Candidate
+from redline.records import BuildOptions, Candidate
 from redline.serve.environment import SERVER_VERSION
 from redline.store import digest_of
 
 if TYPE_CHECKING:
+    from redline.engine.foundry import Foundry
     from redline.engine.onnxruntime_runner import GraphSession
     from redline.prepare import Graphs, Subject
     from redline.records import Dataset, Preprocess, Runner, ShapePolicy, Traffic
@@ -104,8 +107,8 @@ class Live:
         self.runner.close()
 
 
-def open_live(subject: Subject, graphs: Graphs, candidate: Candidate, mix: Mix) -> Live:
-    """Raises TrialError if the candidate cannot be built or does not answer."""
+def open_live(subject: Subject, graphs: Graphs, candidate: Candidate, mix: Mix, foundry: Foundry | None = None) -> Live:
+    """Raises TrialError if the candidate cannot be built or does not answer; nothing is open then."""
     started = time.perf_counter()
     detector, preprocess = subject.detector, subject.detector.preprocess
     runner: Runner | GraphSession
@@ -116,9 +119,13 @@ def open_live(subject: Subject, graphs: Graphs, candidate: Candidate, mix: Mix) 
         session = GraphSession(graphs.end_to_end.path, threads=candidate.threads, concurrent=candidate.concurrency > 1)
         runner, predict = session, GraphPredictor(session)
     else:
-        runner = build_runner(detector, graphs.network, candidate)
+        runner = build_runner(detector, graphs.of(candidate), candidate, order_of(subject, graphs, candidate, foundry))
         predict = Predictor(runner, preprocess, detector.head, detector.postprocess, candidate.shapes)
-    predict.from_bytes([mix.at(0)])
+    try:
+        predict.from_bytes([mix.at(0)])
+    except BaseException:
+        runner.close()
+        raise
     return Live(
         candidate=candidate,
         predict=predict,
@@ -129,8 +136,33 @@ def open_live(subject: Subject, graphs: Graphs, candidate: Candidate, mix: Mix) 
     )
 
 
-def identity(subject: Subject, graphs: Graphs, candidate: Candidate) -> str:
+def identity(subject: Subject, graphs: Graphs, candidate: Candidate, foundry: Foundry | None = None) -> str:
     """Digest of the compiled network: of the end-to-end graph where pre- and post-processing are inside."""
-    graph = graphs.end_to_end if candidate.prepost == "graph" else graphs.network
-    digest = engine_digest(subject.detector, graph, candidate)
+    order = order_of(subject, graphs, candidate, foundry)
+    digest = engine_digest(subject.detector, graphs.of(candidate), candidate, order)
     return digest if candidate.serving is None else digest_of([digest, SERVER_VERSION, __version__])
+
+
+def order_of(subject: Subject, graphs: Graphs, candidate: Candidate, foundry: Foundry | None) -> Order | None:
+    """What a TensorRT candidate is built from and with; None for every other runner, and where there is no TensorRT."""
+    if candidate.runner != "tensorrt" or foundry is None:
+        return None
+    rebuild = ["redline build", subject.spec.path, "--precision", candidate.precision, "--profiles", str(candidate.profiles)]
+    rebuild += ["--minimal"] if (candidate.shapes, candidate.profiles) == ("minimal", "exact") else []
+    rebuild += ["--batched"] if candidate.batch > 1 else []
+    return Order(foundry, engine_options(subject, graphs, candidate, foundry), " ".join(rebuild))
+
+
+def engine_options(subject: Subject, graphs: Graphs, candidate: Candidate, foundry: Foundry) -> BuildOptions:
+    """Every knob of the candidate's build. Raises BadInput if no profiles can be made for it."""
+    from redline.engine.foundry import OPTIMIZATION_LEVEL, convolution_sources
+
+    images = [(image.height, image.width) for image in subject.dataset.images]
+    fixed = graphs.network is not None and isinstance(graphs.network.input.shape[0], int)
+    traffic, most = seen_traffic(subject.traffic, images), 1 if fixed else MAX_BATCH
+    return BuildOptions(
+        precision=candidate.precision,
+        profiles=engine_profiles(candidate, traffic, subject.detector.preprocess, most).profiles,
+        optimization_level=OPTIMIZATION_LEVEL,
+        tactic_sources=convolution_sources(foundry.library),
+    )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from redline.doctor import abilities, inspect_machine
 from redline.errors import BadInput
+from redline.gpus import GpuHost, open_gpus
 from redline.plan.candidates import Abilities, Space, space
 from redline.plan.serving import served_space
 from redline.prepare import Graphs, Subject, export_graphs, load_subject, run_id
@@ -52,14 +53,15 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
 
     with ThreadPoolExecutor(1) as aside:  # torch's OpenMP pool ends with the thread, and does not slow the runners' own
         subject = aside.submit(load_subject, spec, progress).result()
-        graphs = aside.submit(export_graphs, subject, store, journal, progress).result()
-    candidates = _candidates(subject, graphs, environment)
+        gpus, no_gpu = open_gpus(spec, environment, store, journal, progress)
+        graphs = aside.submit(export_graphs, subject, store, journal, progress, for_gpu=gpus is not None).result()
+    candidates = _candidates(subject, graphs, environment, gpus, no_gpu)
     salt = started if fresh else ""
-    host, no_server = _host(spec)
+    host, no_server = _host(spec, on_gpu=gpus is not None)
     candidates = replace(candidates, refusals=(*candidates.refusals, *no_server))
     minutes = spec.budget.minutes * (1 - SERVED_SHARE if host is not None else 1.0)
     baseline = candidates.baseline
-    bench = Workbench(subject, graphs, baseline, store, journal, environment, progress, salt, minutes=minutes)
+    bench = Workbench(subject, graphs, baseline, store, journal, environment, progress, salt, minutes=minutes, gpus=gpus)
     notes: list[str] = []
     try:
         trials = search(candidates, bench, spec.objective, notes.append)
@@ -77,11 +79,13 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
     return record
 
 
-def _host(spec: Spec) -> tuple[Host | None, tuple[Refusal, ...]]:
+def _host(spec: Spec, *, on_gpu: bool) -> tuple[Host | None, tuple[Refusal, ...]]:
     """A server to measure through, or why there is none."""
     from redline.serve.environment import find_environment
 
     what = "serving through Triton"
+    if on_gpu:
+        return None, (Refusal(what=what, reason="the embedded server runs ONNX Runtime on the CPU, not a GPU"),)
     if spec.target.server != "embedded":
         reason = f'[target] server = "{spec.target.server}": nothing is measured through a server here'
         return None, (Refusal(what=what, reason=reason),)
@@ -112,7 +116,7 @@ def _through_server(
     )
 
 
-def _candidates(subject: Subject, graphs: Graphs, environment: Environment) -> Space:
+def _candidates(subject: Subject, graphs: Graphs, environment: Environment, gpus: GpuHost | None, no_gpu: str) -> Space:
     by_name = {ability.name: ability for ability in abilities(environment)}
     compiling = by_name["torch-compile"]
     return space(
@@ -123,11 +127,15 @@ def _candidates(subject: Subject, graphs: Graphs, environment: Environment) -> S
             torch_compile=compiling.available,
             torch_compile_reason=compiling.detail,
             onnxruntime=by_name["onnxruntime"].available,
+            gpu=gpus.abilities() if gpus is not None else None,
+            no_gpu=no_gpu,
         ),
         onnx=graphs.network,
         network_failure=graphs.network_failure,
         graph_failure=graphs.end_to_end_failure,
         is_torch=subject.detector.module is not None,
+        half_failure=graphs.half_failure,
+        images=tuple((image.height, image.width) for image in subject.dataset.images),
     )
 
 
@@ -161,6 +169,7 @@ def _record(
         refusals=candidates.refusals,
         choice=choice,
         buckets=candidates.buckets,
+        engines=bench.engines(trials),
         pictures=bench.pictures(choice),
         notes=notes,
     )

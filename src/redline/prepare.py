@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redline.errors import TrialError
-from redline.records import Dataset, Detector, OnnxModel, ServeSpec, Spec, Traffic
+from redline.records import Candidate, Dataset, Detector, OnnxModel, ServeSpec, Spec, Traffic
 from redline.store import Journal, Store, digest_of
 from redline.store.tools import tool_versions
 
@@ -34,6 +34,15 @@ class Graphs:
     network_failure: str | None
     end_to_end: OnnxModel | None
     end_to_end_failure: str | None
+    half: OnnxModel | None = None
+    """The network in FP16, for engines on a GPU."""
+    half_failure: str | None = None
+
+    def of(self, candidate: Candidate) -> OnnxModel | None:
+        """The graph that a candidate's engine is made from."""
+        if candidate.prepost == "graph":
+            return self.end_to_end
+        return self.half if candidate.runner == "tensorrt" and candidate.precision == "fp16" else self.network
 
 
 def load_subject(spec: Spec, progress: Progress) -> Subject:
@@ -49,30 +58,37 @@ def load_subject(spec: Spec, progress: Progress) -> Subject:
     return Subject(spec=spec, dataset=dataset, traffic=traffic, detector=detector)
 
 
-def export_graphs(subject: Subject, store: Store, journal: Journal, progress: Progress) -> Graphs:
-    """Export once; a model that cannot be exported still has its torch runners."""
+def export_graphs(subject: Subject, store: Store, journal: Journal, progress: Progress, *, for_gpu: bool = False) -> Graphs:
+    """Export once; a model that cannot be exported still has its torch runners.
+
+    `for_gpu`: the network in FP16 too, if the spec asks for it, and none with pre- and post-processing inside.
+    """
     from redline.export import export_end_to_end, export_onnx
 
     detector = subject.detector
     key = {"model": detector.facts.digest, "preprocess": detector.preprocess, "head": detector.head, "tools": tool_versions()}
 
     def once(stage: str, key: dict[str, object], export: Callable[[Path], OnnxModel], parents: tuple[str, ...]) -> OnnxModel:
-        def compute() -> OnnxModel:
-            with tempfile.TemporaryDirectory(prefix="redline-") as folder:
-                model = export(Path(folder))
-                digest = store.put_file(Path(model.path), kind="onnx", parents=parents, stage=stage)
-            return replace(model, digest=digest, path="")
-
-        model = store.once(
-            stage=stage, key=key, kind="onnx-model", type=OnnxModel, compute=compute, parents=parents, journal=journal
-        )
-        return replace(model, path=str(store.path(model.digest)))
+        return _exported(store, journal, stage, key, export, parents)
 
     with progress.stage("export"):
         try:
             network = once("export", key, lambda f: export_onnx(detector, f, input_hw=detector.preprocess.size), ())
         except TrialError as error:
-            return Graphs(network=None, network_failure=error.text(), end_to_end=None, end_to_end_failure="no network graph")
+            text = error.text()
+            return Graphs(
+                network=None, network_failure=text, end_to_end=None, end_to_end_failure="no network graph", half_failure=text
+            )
+    if for_gpu:
+        half, failure = _half(subject, network, once, progress)
+        return Graphs(
+            network=network,
+            network_failure=None,
+            end_to_end=None,
+            end_to_end_failure="not made for a GPU",
+            half=half,
+            half_failure=failure,
+        )
     with progress.stage("export with pre- and post-processing"):
         whole = {"network": network.digest, "postprocess": detector.postprocess, **key}
 
@@ -84,6 +100,42 @@ def export_graphs(subject: Subject, store: Store, journal: Journal, progress: Pr
         except TrialError as error:
             return Graphs(network=network, network_failure=None, end_to_end=None, end_to_end_failure=error.text())
     return Graphs(network=network, network_failure=None, end_to_end=graph, end_to_end_failure=None)
+
+
+def _half(
+    subject: Subject, network: OnnxModel, once: Callable[..., OnnxModel], progress: Progress
+) -> tuple[OnnxModel | None, str | None]:
+    """The graph in FP16, or why there is none; neither where the spec does not ask for it."""
+    from redline.export.half import export_half
+
+    if "fp16" not in subject.spec.target.precisions:
+        return None, None
+    key = {"network": network.digest, "tools": tool_versions()}
+    with progress.stage("export in FP16"):
+        try:
+            return once("export-half", key, lambda folder: export_half(network, folder), (network.digest,)), None
+        except TrialError as error:
+            return None, error.text()
+
+
+def _exported(
+    store: Store,
+    journal: Journal,
+    stage: str,
+    key: dict[str, object],
+    export: Callable[[Path], OnnxModel],
+    parents: tuple[str, ...],
+) -> OnnxModel:
+    def compute() -> OnnxModel:
+        with tempfile.TemporaryDirectory(prefix="redline-") as folder:
+            model = export(Path(folder))
+            digest = store.put_file(Path(model.path), kind="onnx", parents=parents, stage=stage)
+        return replace(model, digest=digest, path="")
+
+    model = store.once(
+        stage=stage, key=key, kind="onnx-model", type=OnnxModel, compute=compute, parents=parents, journal=journal
+    )
+    return replace(model, path=str(store.path(model.digest)))
 
 
 def run_id(spec: Spec) -> str:

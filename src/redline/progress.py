@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Advance = Callable[[], None]
+Phases = Callable[[str, int, int], None]
+"""(phase, step, steps) of a running build."""
+SHOWN_S = 0.5
 
 
 class Progress:
@@ -39,6 +42,18 @@ class Progress:
             task = bar.add_task(name, total=total)
             yield lambda: bar.advance(task)
         self._done(name, started)
+
+    @contextmanager
+    def build(self, name: str) -> Iterator[Phases]:
+        """A build shows the phase that it says it is in, where it says so; what took no time at all shows nothing."""
+        started = time.perf_counter()
+        if self._console is None or not self._console.is_terminal:
+            yield lambda phase, step, steps: None
+        else:
+            with self._console.status(name) as status:
+                yield lambda phase, step, steps: status.update(f"{name}: {phase} {step}/{steps}")
+        if time.perf_counter() - started > SHOWN_S:
+            self._done(name, started)
 
     def note(self, text: str) -> None:
         if self._console is not None:

@@ -227,7 +227,9 @@ def choice_to_serve(record: RunRecord) -> tuple[Candidate, Trial]:
             "this choice cannot be served yet",
             got=candidate.name,
             allowed="ONNX Runtime with pre- and post-processing on the host",
-            fix="redline run with a server (redline serve --install) searches among what can be served",
+            fix='[target] devices = "cpu" searches among what can be served'
+            if candidate.gpus
+            else "redline run with a server (redline serve --install) searches among what can be served",
         )
     if candidate.serving is None:
         candidate = replace(candidate, serving=Serving())

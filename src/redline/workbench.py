@@ -10,13 +10,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redline.data import read_bytes
 from redline.errors import TrialError
 from redline.evaluate import Observer
-from redline.live import Live, identity, open_live, request_mix
+from redline.gpus import GpuHost, dissect, watched
+from redline.live import Live, identity, open_live, order_of, request_mix
 from redline.measure.knee import find_knee
 from redline.measure.load import closed_loop, open_loop
 from redline.measure.verdict import judge_latency, noise_pilot, on_time
 from redline.measure.warm import warm_up
 from redline.parity import differs
-from redline.records import Candidate, Choice, Knee, Load, Noise, ParityReport, Picture, Trial, Verdict
+from redline.records import (
+    Candidate,
+    Choice,
+    EngineBuild,
+    EngineRecord,
+    Knee,
+    Load,
+    Noise,
+    ParityReport,
+    Picture,
+    Telemetry,
+    Trial,
+    Verdict,
+)
 from redline.served import Host, ServedLive, open_served, plain
 from redline.store import Journal, Store, digest_of
 
@@ -44,7 +58,7 @@ SAME_ANSWERS = 8
 OVERDUE = 3.0
 """A load is given up once a request is this many times the P95 limit old: it is overload, and waiting longer shows no more."""
 ATTEMPTS = 3
-"""A load whose generator was late says nothing: it is measured again, so often at the most."""
+"""A load whose generator was late, or whose GPU was throttled, says nothing: it is measured again, so often at the most."""
 CLIMB_SHARE = 0.5
 """Share of the budget after which the climb stops, so that the finalists can be measured."""
 PILOT_LOAD = 0.5
@@ -80,7 +94,10 @@ class Workbench:
         salt: str,
         *,
         minutes: float,
+        gpus: GpuHost | None = None,
     ) -> None:
+        """`gpus`: what candidates on a GPU run on."""
+        self._gpus, self._foundry = gpus, gpus.foundry if gpus is not None else None
         self._subject, self._graphs, self._store, self._journal, self._progress = subject, graphs, store, journal, progress
         self._common = _conditions(subject, environment, salt)
         self._mix = request_mix(subject)
@@ -186,6 +203,35 @@ class Workbench:
         """The trials with what each one took and the identity of what was built."""
         return tuple(self._completed(trial) for trial in trials)
 
+    def engines(self, trials: tuple[Trial, ...]) -> tuple[EngineRecord, ...]:
+        """Every TensorRT engine of the run; of those that a trial measured, where an inference's time goes in them."""
+        if self._foundry is None:
+            return ()
+        first = {trial.engine: trial.candidate for trial in reversed(trials) if trial.screen is not None}
+        return tuple(
+            self._dissected(build, first[digest]) if digest in first else EngineRecord(build=build)
+            for digest, build in self._foundry.builds.items()
+        )
+
+    def _dissected(self, build: EngineBuild, candidate: Candidate) -> EngineRecord:
+        def compute() -> EngineRecord:
+            live = self._in_process(candidate)
+            with self._store.lock("measure"), self._progress.stage(f"anatomy of {candidate.name}"):
+                return dissect(live, build)
+
+        try:
+            found: EngineRecord = self._once("anatomy", candidate, "engine-record", EngineRecord, compute)
+        except TrialError as error:  # what was measured before stands
+            self._progress.note(error.text())
+            return EngineRecord(build=build)
+        return found
+
+    def _built(self, candidate: Candidate) -> str | None:
+        """Digest of the plan of a TensorRT candidate: built by now, so the store has it."""
+        order = order_of(self._subject, self._graphs, candidate, self._foundry)
+        graph = self._graphs.of(candidate)
+        return None if order is None or graph is None else order.foundry.engine(graph, order.options, candidate.name).digest
+
     @property
     def _objective(self) -> Any:
         return self._subject.spec.objective
@@ -194,7 +240,7 @@ class Workbench:
         spent = self._spent.get(trial.candidate, 0.0)
         if trial.failure is not None and trial.screen is None:
             return replace(trial, seconds=spent)
-        engine = identity(self._subject, self._graphs, trial.candidate)
+        engine = self._built(trial.candidate) or self._identity(trial.candidate)
         build = self._once("build", trial.candidate, "build", Build, lambda: self._timed_build(trial.candidate))
         padding = self._mix.padding_pct(self._subject.detector.preprocess, trial.candidate.shapes)
         return replace(trial, seconds=spent, engine=engine, build_seconds=build.seconds, padding_pct=padding)
@@ -235,7 +281,7 @@ class Workbench:
         for attempt in range(ATTEMPTS):
             how = {"rate": rate, "seconds": seconds, "seed": seed, "visit": visit, "attempt": attempt}
             found = self._measured(stage, candidate, how, load)
-            if on_time(found, self._objective.p95_ms):
+            if on_time(found, self._objective.p95_ms) and not found.throttled:
                 break
         return found
 
@@ -251,11 +297,15 @@ class Workbench:
                     if not self._warm:
                         warm_up(live.target, requests=live.warm_up_requests(), window=3, max_seconds=WARM_UP_S)
                         self._warm = True
-                    return Timed(load=load(live), seconds=time.perf_counter() - started)
+                    found: list[Telemetry] = []
+                    with watched(self._gpus, candidate, found, self._progress):
+                        made = load(live)
+                    made = replace(made, gpus=tuple(found))
+                    return Timed(load=made, seconds=time.perf_counter() - started)
 
-        found: Timed = self._once(stage, candidate, "load", Timed, compute, protocol)
-        self._elapsed += found.seconds
-        return found.load
+        timed: Timed = self._once(stage, candidate, "load", Timed, compute, protocol)
+        self._elapsed += timed.seconds
+        return timed.load
 
     def _in_process(self, candidate: Candidate) -> Live:
         live = self._open(candidate)
@@ -264,7 +314,7 @@ class Workbench:
 
     def _new(self, candidate: Candidate) -> Live | ServedLive:
         if candidate.serving is None:
-            return open_live(self._subject, self._graphs, candidate, self._mix)
+            return open_live(self._subject, self._graphs, candidate, self._mix, self._foundry)
         if self._host is None:
             raise TrialError("serve-no-server", "there is no server to measure through", fix="redline serve --install")
         return open_served(self._host, self._subject, self._graphs, candidate, self._mix)
@@ -294,7 +344,10 @@ class Workbench:
             self._spent[candidate] = self._spent.get(candidate, 0.0) + time.perf_counter() - started
 
     def _key(self, candidate: Candidate) -> dict[str, Any]:
-        return {"candidate": candidate, "engine": identity(self._subject, self._graphs, candidate), **self._common}
+        return {"candidate": candidate, "engine": self._identity(candidate), **self._common}
+
+    def _identity(self, candidate: Candidate) -> str:
+        return identity(self._subject, self._graphs, candidate, self._foundry)
 
 
 def _conditions(subject: Subject, environment: Environment, salt: str) -> dict[str, Any]:
@@ -308,7 +361,9 @@ def _conditions(subject: Subject, environment: Environment, salt: str) -> dict[s
         "head": detector.head,
         "labels": subject.spec.model.labels,
         "objective": subject.spec.objective,
-        "machine": digest_of([environment.cpu, environment.cores, environment.python, environment.libraries]),
+        "machine": digest_of(
+            [environment.cpu, environment.cores, environment.python, environment.libraries, *environment.gpus]
+        ),
         "protocol": PROTOCOL,
         "salt": salt,
     }

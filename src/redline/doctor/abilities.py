@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from redline.records import Environment
+from redline.records import Environment, TensorRTFacts
 
 ONNXRUNTIMES = (
     "onnxruntime",
@@ -32,8 +32,11 @@ class Ability:
     """What to do to have it; None if it is there."""
 
 
-def abilities(environment: Environment) -> tuple[Ability, ...]:
-    """In the order a run needs them. Looks for compilers, headers and programs; imports and starts nothing."""
+def abilities(environment: Environment, tensorrt: TensorRTFacts | None = None) -> tuple[Ability, ...]:
+    """In the order a run needs them. Looks for compilers, headers and programs; imports and starts nothing.
+
+    `tensorrt`: what the library itself says; without it only its version is known.
+    """
     versions = {library.name: library.version for library in environment.libraries}
     return (
         _library(versions, "torch-eager", "PyTorch, the FP32 reference", ("torch",), "pip install 'redline[torch]'"),
@@ -41,7 +44,7 @@ def abilities(environment: Environment) -> tuple[Ability, ...]:
         _library(versions, "onnx-export", "Export to ONNX", ("onnx", "onnxscript"), "pip install 'redline[torch]'"),
         _onnxruntime(versions),
         _cuda(environment),
-        _tensorrt(versions, environment),
+        _tensorrt(versions, environment, tensorrt),
         _triton(),
     )
 
@@ -51,7 +54,18 @@ def cautions(environment: Environment) -> tuple[str, ...]:
     found = [f"{name} {version}" for name in ONNXRUNTIMES if (version := _version(environment, name)) is not None]
     several = len(found) > 1
     fix = "they overwrite each other: uninstall all of them, then install one again"
-    return (f"several ONNX Runtime distributions are installed ({', '.join(found)}); {fix}",) if several else ()
+    texts = [f"several ONNX Runtime distributions are installed ({', '.join(found)}); {fix}"] if several else []
+    return (*texts, *(_gpu_cautions(environment) if environment.gpus else ()))
+
+
+def _gpu_cautions(environment: Environment) -> list[str]:
+    """What would leave a GPU unused or unwatched."""
+    torch, texts = _version(environment, "torch"), []
+    if torch is not None and torch.endswith("+cpu"):
+        texts.append(f"torch {torch} is built without CUDA: the GPU stays unused; install torch's CUDA build")
+    if _version(environment, "nvidia-ml-py") is None:
+        texts.append("no GPU telemetry, so a throttled GPU would go unseen: pip install 'redline[tensorrt]'")
+    return texts
 
 
 def _version(environment: Environment, name: str) -> str | None:
@@ -109,16 +123,26 @@ def _cuda(environment: Environment) -> Ability:
     )
 
 
-def _tensorrt(versions: dict[str, str | None], environment: Environment) -> Ability:
+def _tensorrt(versions: dict[str, str | None], environment: Environment, facts: TensorRTFacts | None) -> Ability:
     name, title = "tensorrt", "TensorRT"
     found = [f"{key} {versions[key]}" for key in ("tensorrt", "tensorrt-rtx") if versions.get(key) is not None]
+    if facts is not None and facts.library:  # it may be a build of one's own, without metadata
+        found = [f"{facts.library} {facts.version} ({', '.join(facts.abilities)})"]
     if not found:
         install = "pip install tensorrt (needs an NVIDIA GPU)"
         return Ability(name=name, title=title, available=False, detail="not installed", install=install)
+    gpu = "a machine with an NVIDIA GPU and its driver"
     if not environment.gpus:
-        detail, install = f"{', '.join(found)}, but no GPU to run on", "a machine with an NVIDIA GPU and its driver"
+        install = f"{gpu}; without one redline build --capability builds ahead of time" if _ahead(facts) else gpu
+        detail = f"{', '.join(found)}, but no GPU to run on"
         return Ability(name=name, title=title, available=False, detail=detail, install=install)
+    if facts is not None and facts.problem is not None:
+        return Ability(name=name, title=title, available=False, detail=", ".join(found), install=facts.problem)
     return Ability(name=name, title=title, available=True, detail=", ".join(found))
+
+
+def _ahead(facts: TensorRTFacts | None) -> bool:
+    return facts is not None and facts.library == "tensorrt-rtx"
 
 
 def _triton() -> Ability:

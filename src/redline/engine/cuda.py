@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,8 +32,18 @@ def ok(result: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values or None
 
 
+_here = threading.local()
+
+
 def select(device: int) -> None:
     ok(cudart.cudaSetDevice(device))
+    _here.device = device
+
+
+def ensure(device: int) -> None:
+    """`select`, unless this thread did so last: several runners may share a thread, each on a GPU of its own."""
+    if getattr(_here, "device", None) != device:
+        select(device)
 
 
 def memory(device: int) -> tuple[int, int]:
@@ -82,6 +93,14 @@ def _pointer(address: int) -> Any:
     import ctypes
 
     return ctypes.cast(ctypes.c_void_p(address), ctypes.POINTER(ctypes.c_uint8))
+
+
+def fetch(address: int, shape: tuple[int, ...], dtype: Any, stream: int) -> NDArray[Any]:
+    """Device memory as a new array; waits for the stream (an address)."""
+    array: NDArray[Any] = np.empty(shape, dtype)
+    ok(cudart.cudaMemcpyAsync(array.ctypes.data, address, array.nbytes, Kind.cudaMemcpyDeviceToHost, stream))
+    ok(cudart.cudaStreamSynchronize(stream))
+    return array
 
 
 class Stream:

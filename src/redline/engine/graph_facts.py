@@ -21,6 +21,8 @@ TYPES: dict[int, str] = {
     TensorProto.INT64: "int64",
     TensorProto.BOOL: "bool",
 }
+MODULE = "redline.module"
+"""Key of a node's metadata: what `export.exporters.tidy` keeps of where it came from."""
 FREE = frozenset({"Cast", "Constant", "Identity", "Shape", "Reshape", "Concat", "Slice", "Gather", "Unsqueeze", "Squeeze"})
 """Operators that move or describe data: their type follows their neighbours'."""
 
@@ -33,7 +35,7 @@ class NodeFact:
     """Of the first output: fp32, fp16 ..., "unknown" if shape inference does not say."""
     flop: float
     module: str
-    """Where its weights lived in the source module ("backbone.body.conv1"), "" if it has none."""
+    """Where it came from in the source module ("backbone.body.conv1"), "" if the graph does not say."""
     output: str
     """Name of the first output tensor."""
 
@@ -57,10 +59,15 @@ def node_facts(model: onnx.ModelProto, shape: tuple[int, ...]) -> tuple[NodeFact
     for value in sized.graph.output:  # their symbolic sizes would contradict the fixed input
         for dim in value.type.tensor_type.shape.dim:
             dim.Clear()
-    inferred = shape_inference.infer_shapes(sized, data_prop=True).graph
-    values = {v.name: v for v in (*inferred.input, *inferred.output, *inferred.value_info)}
-    weights = {w.name: w for w in inferred.initializer}
+    values = {value.name: value for value in infer(sized)}
+    weights = {weight.name: weight for weight in sized.graph.initializer}
     return tuple(_fact(node, index, values, weights) for index, node in enumerate(model.graph.node))
+
+
+def infer(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, ...]:
+    """Types, and shapes as far as they follow, of inputs, outputs and what lies between."""
+    found = shape_inference.infer_shapes(model, data_prop=True).graph
+    return (*found.input, *found.output, *found.value_info)
 
 
 def total_flop(facts: tuple[NodeFact, ...]) -> float:
@@ -82,15 +89,25 @@ def narrow_nodes(facts: tuple[NodeFact, ...]) -> frozenset[str]:
 def _fact(node: Any, index: int, values: dict[str, Any], weights: dict[str, Any]) -> NodeFact:
     output = values.get(node.output[0])
     kind = output.type.tensor_type.elem_type if output is not None else 0
-    named = [w for w in node.input if w in weights and "." in w and w.rsplit(".", 1)[1] in ("weight", "bias")]
     return NodeFact(
         name=node.name or f"{node.op_type}_{index}",
         operator=node.op_type,
         type=TYPES.get(kind, "unknown"),
         flop=_flop(node, values, weights),
-        module=named[0].rsplit(".", 1)[0] if named else "",
+        module=module_of(node),
         output=node.output[0],
     )
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """As the exporter noted it; else as the names of weights or the path in the node's own name say."""
+    for entry in node.metadata_props:
+        if entry.key == MODULE:
+            return str(entry.value)
+    for name in node.input:
+        if name.endswith((".weight", ".bias")):
+            return str(name.rsplit(".", 1)[0])
+    return ".".join(node.name.strip("/").split("/")[:-1])
 
 
 def _flop(node: Any, values: dict[str, Any], weights: dict[str, Any]) -> float:

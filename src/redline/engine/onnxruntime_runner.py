@@ -33,8 +33,10 @@ _FAILURES = (
 )
 
 
-def open_session(path: str, *, threads: int, concurrent: bool) -> ort.InferenceSession:
-    """`concurrent`: several calls in flight share the pool, so idle threads sleep instead of spinning on the others' cores.
+def open_session(path: str | bytes, *, threads: int, concurrent: bool) -> ort.InferenceSession:
+    """`path`: the file, or its bytes.
+
+    `concurrent`: several calls in flight share the pool, so idle threads sleep instead of spinning on others' cores.
 
     Raises TrialError if ONNX Runtime refuses the graph.
     """
@@ -69,6 +71,16 @@ class OnnxRuntimeRunner:
 
     def close(self) -> None:
         del self._session
+
+
+def run_named(graph: bytes, feeds: dict[str, Any], *, threads: int) -> dict[str, Any]:
+    """Outputs by name of a graph run once, from inputs by name. Raises TrialError: engine-build, engine-run."""
+    session = open_session(graph, threads=threads, concurrent=True)
+    names = [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    except _FAILURES as error:
+        raise TrialError("engine-run", "ONNX Runtime failed on a part of the graph", got=_first_line(error)) from error
 
 
 class GraphSession:

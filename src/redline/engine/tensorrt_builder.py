@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redline.engine.graph_facts import NodeFact, narrow_nodes, node_facts, read_graph, wide_nodes
 from redline.engine.tensorrt_graph import portable
@@ -18,6 +18,7 @@ from redline.records import TensorFact
 
 if TYPE_CHECKING:
     import onnx
+    import tensorrt as trt
 
     from redline.engine.tensorrt_log import Log
     from redline.engine.tensorrt_versions import Library
@@ -44,11 +45,17 @@ class Plan:
 
 
 def build_plan(
-    path: str, options: BuildOptions, library: Library, *, timing_cache: bytes = b"", on_phase: OnPhase | None = None
+    path: str,
+    options: BuildOptions,
+    library: Library,
+    *,
+    timing_cache: bytes = b"",
+    on_phase: OnPhase | None = None,
+    watched: Sequence[str] = (),
 ) -> Plan:
-    """Build the engine of the ONNX graph at `path`.
+    """Build the engine of the ONNX graph at `path`. `watched`: tensors that it hands out while it runs, where the version can.
 
-    Raises TrialError: engine-lint, engine-parse, engine-build (with the node), engine-memory, engine-ability.
+    Raises TrialError: engine-lint, engine-parse, engine-build (with the node), engine-memory, engine-ability, engine-cut.
     """
     model = portable(read_graph(path))
     require_clean(lint(model, library))
@@ -65,17 +72,19 @@ def build_plan(
     parser = library.module.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
         raise _parse_error(library, parser, model, log)
+    if watched:
+        library.mark_debug(network, watched)
     config = library.configure(builder, options)
     _add_profiles(builder, config, network, options)
     library.follow_graph(network, config, options.precision, wide_nodes(nodes), narrow=narrow_nodes(nodes))
-    cache = config.create_timing_cache(timing_cache)
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    if not options.capabilities:  # nothing is timed where no GPU is
+        config.set_timing_cache(config.create_timing_cache(timing_cache), ignore_mismatch=False)
     monitor = library.watch(config, on_phase or _quiet)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _build_error(log)
     del monitor
-    kept = config.get_timing_cache()
+    kept = None if options.capabilities else config.get_timing_cache()
     return Plan(
         data=bytes(plan),
         timing_cache=bytes(kept.serialize()) if kept is not None else b"",
@@ -87,14 +96,18 @@ def build_plan(
     )
 
 
-def prove_precision(library: Library, engine: Any, options: BuildOptions, nodes: tuple[NodeFact, ...]) -> PrecisionProof:
+def prove_precision(
+    library: Library, engine: trt.ICudaEngine, options: BuildOptions, nodes: tuple[NodeFact, ...]
+) -> PrecisionProof:
     """Read the inspector of a loaded engine."""
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(library.module.LayerInformationFormat.JSON)
     return prove(options.precision, layer_facts(text, nodes), nodes)
 
 
-def _add_profiles(builder: Any, config: Any, network: Any, options: BuildOptions) -> None:
+def _add_profiles(
+    builder: trt.Builder, config: trt.IBuilderConfig, network: trt.INetworkDefinition, options: BuildOptions
+) -> None:
     tensor = network.get_input(0)
     for wanted in options.profiles:
         profile = builder.create_optimization_profile()
@@ -105,7 +118,7 @@ def _add_profiles(builder: Any, config: Any, network: Any, options: BuildOptions
             raise TrialError("engine-profile", "TensorRT refuses an optimisation profile", got=got, fix=fix)
 
 
-def _tensor(tensor: Any) -> TensorFact:
+def _tensor(tensor: trt.ITensor) -> TensorFact:
     names = {0: "N", 2: "H", 3: "W"}
     shape = tuple(int(size) if size >= 0 else names.get(axis, f"d{axis}") for axis, size in enumerate(tensor.shape))
     kind = str(tensor.dtype).rsplit(".", 1)[-1].lower()
@@ -116,7 +129,7 @@ def _quiet(phase: str, step: int, steps: int) -> None:
     pass
 
 
-def _parse_error(library: Library, parser: Any, model: onnx.ModelProto, log: Log) -> TrialError:
+def _parse_error(library: Library, parser: trt.OnnxParser, model: onnx.ModelProto, log: Log) -> TrialError:
     texts = []
     for index, name, what in library.parse_errors(parser):
         known = name or (model.graph.node[index].name if 0 <= index < len(model.graph.node) else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -19,6 +18,8 @@ from redline.errors import TrialError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import tensorrt as trt
+
     from redline.engine.tensorrt_log import Log
     from redline.engine.tensorrt_versions import Library
     from redline.records.detect import Tensor
@@ -31,7 +32,7 @@ Key = tuple[int, Shape, int]
 """(profile, input shape, input address) of a captured graph."""
 
 
-def open_engine(plan: bytes, library: Library, *, rebuild: str = REBUILD) -> tuple[Any, Log, tuple[Any, Any]]:
+def open_engine(plan: bytes, library: Library, *, rebuild: str = REBUILD) -> tuple[trt.ICudaEngine, Log, tuple[Any, Any]]:
     """(engine, its log, what must stay alive with it). Raises TrialError: engine-plan with the command that builds it anew."""
     log, logger = make_logger(library.module)
     runtime = library.runtime(logger, host_code=False)
@@ -65,6 +66,7 @@ class TensorRTRunner:
         """
         cuda.select(device)
         self.library, self.device = library, device
+        self.engine: Any
         self.engine, self._log, self._alive = open_engine(plan, library, rebuild=rebuild)
         self.name = f"{library.name} {library.version} {cuda.describe(device)[0]}"
         self.profiles = _profiles(self.engine, library.module.TensorIOMode.INPUT)
@@ -77,6 +79,11 @@ class TensorRTRunner:
         except TrialError:
             self.close()
             raise
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """In the order in which `run` gives them."""
+        return tuple(self._lanes[0].outputs)
 
     def run(self, batch: Tensor) -> tuple[Tensor, ...]:
         with self.lane() as lane:
@@ -117,7 +124,7 @@ class Lane:
 
     def __init__(
         self,
-        engine: Any,
+        engine: trt.ICudaEngine,
         profiles: list[tuple[Shape, Shape, Shape]],
         library: Library,
         log: Log,
@@ -129,8 +136,7 @@ class Lane:
         self._keep = GRAPHS if graphs else 0
         self.graphs: OrderedDict[Key, cuda.Graph] = OrderedDict()
         self.buffers: dict[str, cuda.Buffer] = {}
-        self.contexts: list[Any] = []
-        self._local = threading.local()
+        self.contexts: list[trt.IExecutionContext] = []
         self.stream = cuda.Stream()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         mode = library.module.TensorIOMode.INPUT
@@ -158,6 +164,7 @@ class Lane:
                 sizes[name] = max(sizes[name], int(np.prod(tuple(context.get_tensor_shape(name)))) * self.dtypes[name].itemsize)
             self.contexts.append(context)
             self._shape.append(None)
+            del context  # the traceback of a failure below would keep its memory
         self.buffers = {}
         for name, size in sizes.items():
             self.buffers[name] = cuda.Buffer(size)
@@ -225,12 +232,10 @@ class Lane:
         self.stream.close()
 
     def _select(self) -> None:
-        """The current device belongs to a thread: a pool's threads must be told once each."""
-        if not hasattr(self._local, "ready"):
-            cuda.select(self._device)
-            self._local.ready = True
+        """The current device belongs to a thread, which may run lanes of several GPUs in turn."""
+        cuda.ensure(self._device)
 
-    def _prepare(self, index: int, shape: Shape, source: int) -> Any:
+    def _prepare(self, index: int, shape: Shape, source: int) -> trt.IExecutionContext:
         context = self.contexts[index]
         if self._shape[index] != (shape, source):
             if not context.set_input_shape(self.input, shape):
@@ -241,11 +246,11 @@ class Lane:
             self._shape[index] = (shape, source)
         return context
 
-    def _enqueue(self, context: Any, shape: Shape) -> None:
+    def _enqueue(self, context: trt.IExecutionContext, shape: Shape) -> None:
         if not context.execute_async_v3(self.stream.address):
             raise TrialError("engine-run", "TensorRT failed on an input", got=f"{tuple(shape)}; {self._log.tail()}")
 
-    def _capture(self, key: Key, context: Any) -> None:
+    def _capture(self, key: Key, context: trt.IExecutionContext) -> None:
         """The plain run before was the warm-up that capture needs. A network that cannot be captured stays plain."""
         self.stream.wait()
         self.stream.begin_capture()
@@ -291,7 +296,7 @@ def _outside(profile: tuple[Shape, Shape, Shape], shape: Shape) -> float:
     return sum(float(np.log(max(a / max(s, 1), s / b, 1))) for a, s, b in zip(low, shape, high, strict=True))
 
 
-def _profiles(engine: Any, mode: Any) -> list[tuple[Shape, Shape, Shape]]:
+def _profiles(engine: trt.ICudaEngine, mode: trt.TensorIOMode) -> list[tuple[Shape, Shape, Shape]]:
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     name = next(name for name in names if engine.get_tensor_mode(name) == mode)
     return [

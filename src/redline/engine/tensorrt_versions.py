@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from redline.errors import BadInput, TrialError
 
 if TYPE_CHECKING:
+    import tensorrt as trt
+
+    from redline.engine.tensorrt_api import Api
     from redline.records import BuildOptions
     from redline.records.engine import Hardware
 
@@ -27,7 +30,7 @@ DEAD_SOURCES = ("CUBLAS", "CUBLAS_LT", "CUDNN")
 class Library:
     """A TensorRT that was found. `module` has the API of `tensorrt`; what may be absent is asked for by name."""
 
-    module: Any
+    module: Api
     name: Name
     version: str
 
@@ -63,14 +66,14 @@ class Library:
     def has_hardware(self, hardware: Hardware) -> bool:
         return hardware == "this" or hasattr(self.module.HardwareCompatibilityLevel, HARDWARE[hardware])
 
-    def create_network(self, builder: Any) -> Any:
+    def create_network(self, builder: trt.Builder) -> trt.INetworkDefinition:
         kinds = self.module.NetworkDefinitionCreationFlag
         # Strong typing is a flag on 10 and ignored on 11; explicit batch is needed on 8.6 and gone from 11's enum.
         wanted = "STRONGLY_TYPED" if self.strongly_typed else "EXPLICIT_BATCH"
         flag = getattr(kinds, wanted, None)
         return builder.create_network(0 if flag is None else 1 << int(flag))
 
-    def configure(self, builder: Any, options: BuildOptions) -> Any:
+    def configure(self, builder: trt.Builder, options: BuildOptions) -> trt.IBuilderConfig:
         """A builder configuration without profiles and timing cache. Raises TrialError for what this version has not."""
         module, config = self.module, builder.create_builder_config()
         config.builder_optimization_level = options.optimization_level
@@ -119,7 +122,7 @@ class Library:
         if held or asked:
             config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS if asked else flags.OBEY_PRECISION_CONSTRAINTS)
 
-    def watch(self, config: Any, on_phase: Any) -> Any:
+    def watch(self, config: trt.IBuilderConfig, on_phase: Any) -> Any:
         """Report progress where the version can; keep what is returned alive during the build."""
         if not self.reports_progress:
             return None
@@ -144,19 +147,46 @@ class Library:
         config.progress_monitor = monitor
         return monitor
 
-    def context_bytes(self, engine: Any) -> int:
+    def mark_debug(self, network: trt.INetworkDefinition, names: Sequence[str]) -> None:
+        """The engine shall hand out tensors while it runs. Raises TrialError: engine-ability (8.6), engine-cut (not there)."""
+        if not self.debug_tensors:
+            raise self.lacks("debug tensors", "look into the engine by further outputs")
+        layers = [network.get_layer(index) for index in range(network.num_layers)]
+        made = {tensor.name: tensor for layer in layers for tensor in map(layer.get_output, range(layer.num_outputs))}
+        for name in names:
+            if name not in made or not network.mark_debug(made[name]):
+                raise TrialError("engine-cut", "TensorRT's network has no such tensor to look at", got=name)
+
+    def listen(self, context: trt.IExecutionContext, receive: Any) -> Any:
+        """Call `receive(name, address, on_host, type, shape, stream)` for each debug tensor; keep what is returned alive."""
+        base, host = self.module.IDebugListener, self.module.TensorLocation.HOST
+
+        class Listener(base):  # type: ignore[misc, valid-type, unused-ignore]
+            def __init__(self) -> None:
+                base.__init__(self)
+
+            def process_debug_tensor(self, addr: int, location: Any, type: Any, shape: Any, name: str, stream: int) -> bool:
+                receive(name, addr, location == host, type, tuple(shape), stream)
+                return True
+
+        listener = Listener()
+        context.set_debug_listener(listener)
+        context.set_all_tensors_debug_state(True)
+        return listener
+
+    def context_bytes(self, engine: trt.ICudaEngine) -> int:
         """Scratch memory of one context; `device_memory_size` was superseded in 10.1 and is gone from 11."""
         newer = getattr(engine, "device_memory_size_v2", None)
         return int(engine.device_memory_size if newer is None else newer)
 
-    def parse_errors(self, parser: Any) -> list[tuple[int, str, str]]:
+    def parse_errors(self, parser: trt.OnnxParser) -> list[tuple[int, str, str]]:
         """(node index or -1, node name or "", what is wrong) of each; 8.6 gives the index only."""
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         named = [getattr(error, "node_name", None) for error in errors]
         texts = [name() if callable(name) else "" for name in named]
         return [(error.node(), text, error.desc()) for error, text in zip(errors, texts, strict=True)]
 
-    def runtime(self, logger: Any, *, host_code: bool) -> Any:
+    def runtime(self, logger: trt.ILogger, *, host_code: bool) -> trt.Runtime:
         runtime = self.module.Runtime(logger)
         if host_code:  # a version-compatible plan carries code of its own
             runtime.engine_host_code_allowed = True
@@ -165,7 +195,7 @@ class Library:
     def lacks(self, what: str, fix: str) -> TrialError:
         return TrialError("engine-ability", f"{self.name} {self.version} does not have this", got=what, fix=fix)
 
-    def _set(self, config: Any, flag: str, on: bool) -> None:
+    def _set(self, config: trt.IBuilderConfig, flag: str, on: bool) -> None:
         member = getattr(self.module.BuilderFlag, flag, None)
         if member is None:
             if on:

@@ -78,7 +78,7 @@ class TorchGpuRunner:
             torch.cuda.empty_cache()
             fix = "a smaller batch, fewer inferences in flight, or free the GPU's memory"
             raise TrialError("engine-memory", "The GPU is out of memory", got=_line(error), fix=fix) from error
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
             what = "torch.compile failed on the GPU" if self._compiled else "The torch module failed on the GPU"
             raise TrialError("engine-run", what, got=f"{type(error).__name__}: {_line(error)}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import logging
 import warnings
@@ -18,6 +19,11 @@ from redline.errors import TrialError
 from redline.records import TensorFact
 from redline.zoo.fold import fold_batchnorm
 
+SCOPES = "pkg.torch.onnx.name_scopes"
+MODULE = "redline.module"
+"""Metadata of a node: the module it came from."""
+WRAPPER = "net"
+"""Attribute of `model.outputs.TupleOutputs` that holds the network."""
 OPSET = 18
 """Lowest that torch.export's ONNX exporter writes natively and TensorRT 8.6 to 11 all read."""
 
@@ -95,14 +101,18 @@ def fold_zoo(module: nn.Module) -> nn.Module:
 
 
 def tidy(model: onnx.ModelProto, outputs: Sequence[TensorFact], input_shape: tuple[int | str, ...]) -> bytes:
-    """Name the dynamic axes, drop traces of the source code and inferred shapes, serialise.
+    """Name the dynamic axes, drop traces of the source code and inferred shapes, keep each node's module, serialise.
 
     Raises TrialError: export-too-large above protobuf's 2 GB.
     """
     graph = model.graph
+    modules = [_module(node) for node in graph.node]
     for holder in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         holder.doc_string = ""
         del holder.metadata_props[:]
+    for node, module in zip(graph.node, modules, strict=True):
+        if module:
+            node.metadata_props.add(key=MODULE, value=module)
     del graph.value_info[:]
     shapes = [input_shape, *(fact.shape for fact in outputs)]
     for value, shape in zip((*graph.input, *graph.output), shapes, strict=True):
@@ -113,6 +123,22 @@ def tidy(model: onnx.ModelProto, outputs: Sequence[TensorFact], input_shape: tup
         )
     data: bytes = model.SerializeToString(deterministic=True)
     return data
+
+
+def _module(node: onnx.NodeProto) -> str:
+    """Path of the module that a node came from, below the wrapper that gives every network a tuple of outputs.
+
+    torch.export's exporter lists the scopes from the outside in, the operation itself last; tracing puts them into the name.
+    """
+    noted = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), None)
+    try:
+        scopes = [str(scope) for scope in ast.literal_eval(noted)][:-1] if noted else []
+    except (ValueError, SyntaxError, TypeError):
+        scopes = []
+    path = scopes[-1] if scopes else ".".join(node.name.strip("/").split("/")[:-1])
+    if path == WRAPPER or path.startswith("_"):
+        return ""
+    return path.removeprefix(f"{WRAPPER}.")
 
 
 def set_shape(value: onnx.ValueInfoProto, shape: Sequence[int | str]) -> None:

@@ -92,4 +92,5 @@ def merge_loads(loads: Sequence[Load]) -> Load:
         histogram=encoded,
         first_error=next((load.first_error for load in loads if load.first_error is not None), None),
         unfinished=sum(load.unfinished for load in loads),
+        gpus=tuple(gpu for load in loads for gpu in load.gpus),
     )

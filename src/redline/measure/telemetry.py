@@ -28,8 +28,10 @@ class Recorder:
     """Samples one GPU in a thread of its own until `stop`."""
 
     def __init__(self, device: int) -> None:
-        import pynvml
-
+        try:
+            import pynvml
+        except ImportError as error:
+            raise BadInput("measure.nvml", "NVML's binding is missing", got=error, fix="pip install nvidia-ml-py") from error
         self._nvml = pynvml
         try:
             pynvml.nvmlInit()

@@ -35,8 +35,8 @@ def judge_latency(
 ) -> Verdict:
     """Does the load meet P95 <= `p95_ms` at `rate` requests/s? The reason holds the figures.
 
-    No verdict (inconclusive) where the load cannot tell: closed loop, a lower rate offered, late generator, too few
-    requests. Then: any error fails; P95 * (1 - noise) above the objective fails; P95 * (1 + noise) within it passes if
+    No verdict (inconclusive) where the load cannot tell: closed loop, a lower rate offered, late generator, a throttled GPU,
+    too few requests. Then: any error fails; P95 * (1 - noise) above the objective fails; P95 * (1 + noise) within it passes if
     the rate was reached as well; all else is inconclusive. `noise` None: no margin.
     """
     unfit = _unfit(load, p95_ms, rate, rate_tolerance)
@@ -77,6 +77,8 @@ def _unfit(load: Load, p95_ms: float, rate: float, rate_tolerance: float) -> str
             f"the load generator was late: slip P99 {load.slip_p99_ms:.2f} ms is more than {MAX_SLIP:.0%}"
             f" of the objective of {p95_ms:g} ms"
         )
+    if load.throttled:
+        return f"the GPU was throttled meanwhile ({', '.join(load.throttled)}): what it would do unthrottled is not known"
     needed = requests_needed()
     if load.requests < needed and not load.errors:
         return f"{load.requests} requests are too few for a P95 with a {CONFIDENCE:.0%} interval: {needed} needed"

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from redline.plan import gpu as on_gpu
 from redline.plan.buckets import choose_buckets
+from redline.plan.gpu import GpuAbilities
 from redline.records import Buckets, Candidate, Environment, OnnxModel, Preprocess, Refusal, Spec, Traffic
 from redline.records.run import RunnerKind
+from redline.records.spec import Precision
 from redline.vision import input_size
 
 MAX_BATCH = 8
 MOST_BUCKETS = 5
+MAX_LANES = 8
+"""Inferences in flight on one GPU: each has contexts and buffers of its own, and a GPU is full before."""
 COMPILE_MINUTES = 4.0
 """Least budget in which torch.compile is tried: YOLOX-Nano took 31 to 48 s for a thread count on 2 cores, with the compiler's
 own cache partly filled (benchmarks/results/2026-11-23-cpu-yolox-nano-416.json, build_seconds)."""
@@ -29,9 +35,21 @@ class Space:
     cores: int
     batches: tuple[int, ...]
     buckets: Buckets | None = None
+    devices: tuple[str, ...] = ("cpu",)
+    """What `Candidate.device` may be."""
+    precisions: tuple[Precision, ...] = ("fp32",)
+    """On a GPU; the CPU has FP32."""
 
     def lawful(self, candidate: Candidate) -> bool:
         """The one statement of what may be combined."""
+        if candidate.device not in self.devices:
+            return False
+        if candidate.gpus:
+            lanes = len(candidate.gpus) <= candidate.concurrency <= MAX_LANES * len(candidate.gpus)
+            known = candidate.precision in ("fp32", *self.precisions) and candidate.batch in self.batches
+            return lanes and known and on_gpu.lawful_on_gpu(candidate)
+        if candidate.runner == "tensorrt" or candidate.precision != "fp32" or candidate.cuda_graphs or candidate.profiles:
+            return False
         fits = candidate.threads * candidate.concurrency <= self.cores
         # A graph with pre-processing inside takes one image; torch.compile would compile every batch size again.
         single = candidate.prepost == "graph" or candidate.runner == "torch-compile"
@@ -44,6 +62,8 @@ class Space:
         """One knob moved one step."""
         batches = sorted(self.batches)
         at = batches.index(candidate.batch)
+        if candidate.gpus:
+            return self._neighbours_on_gpu(candidate, [batches[i] for i in (at - 1, at + 1) if 0 <= i < len(batches)])
         moves = [
             replace(candidate, threads=max(1, candidate.threads // 2), concurrency=candidate.concurrency * 2),
             replace(candidate, threads=candidate.threads * 2, concurrency=max(1, candidate.concurrency // 2)),
@@ -53,6 +73,18 @@ class Space:
         ]
         return tuple(dict.fromkeys(move for move in moves if move != candidate and self.lawful(move)))
 
+    def _neighbours_on_gpu(self, candidate: Candidate, batches: list[int]) -> tuple[Candidate, ...]:
+        per_gpu = candidate.concurrency // len(candidate.gpus)
+        elsewhere = (replace(candidate, device=device) for device in self.devices if device not in ("cpu", candidate.device))
+        moves = [
+            replace(candidate, concurrency=candidate.concurrency * 2),
+            replace(candidate, concurrency=candidate.concurrency // 2),
+            *(replace(candidate, batch=batch) for batch in batches),
+            replace(candidate, cuda_graphs=not candidate.cuda_graphs),
+            *(replace(there, concurrency=per_gpu * len(there.gpus)) for there in elsewhere),
+        ]
+        return tuple(dict.fromkeys(move for move in moves if self.lawful(move)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abilities:
@@ -61,6 +93,9 @@ class Abilities:
     torch_compile: bool
     torch_compile_reason: str
     onnxruntime: bool
+    gpu: GpuAbilities | None = None
+    """None: nothing runs on a GPU, see `no_gpu`."""
+    no_gpu: str = "no NVIDIA GPU on this machine"
 
 
 def space(
@@ -73,15 +108,22 @@ def space(
     network_failure: str | None,
     graph_failure: str | None,
     is_torch: bool,
+    half_failure: str | None = None,
+    images: Sequence[tuple[int, int]] = (),
 ) -> Space:
     """Lawful families for `spec` under `traffic` on `environment`; what is refused carries its reason.
 
-    `network_failure`, `graph_failure`: why there is no exported network, and none with pre- and post-processing inside.
+    `network_failure`, `graph_failure`, `half_failure`: why there is no exported network, none with pre- and post-processing
+    inside, none in FP16. `images`: (height, width) of the evaluation images. Where there is a GPU, it is what is measured, and
+    the CPU only for the reference of an ONNX file. Raises BadInput (plan.no-gpu) if `spec` names a GPU that is not there.
     """
+    if abilities.gpu is not None:
+        failures = (network_failure, half_failure)
+        return _gpu_space(spec, traffic, environment.cores, abilities, abilities.gpu, onnx, failures, is_torch, images)
     cores = environment.cores
     start: RunnerKind = "torch-eager" if is_torch else "onnxruntime"
     baseline = Candidate(runner=start, threads=cores)
-    refusals = [*_precisions(spec), *_devices(spec, environment)]
+    refusals = [*_precisions(spec), Refusal(what="GPU runners", reason=abilities.no_gpu)]
     families = [baseline]
     reason = _no_compile(spec, abilities)
     if is_torch and reason is None:
@@ -95,33 +137,72 @@ def space(
         families.append(replace(baseline, runner="onnxruntime", shapes=buckets.policy))
     elif reason is not None:
         refusals.append(Refusal(what="shape buckets", reason=reason))
-    batches = tuple(2**power for power in range(MAX_BATCH.bit_length()))
-    if onnx is not None and isinstance(onnx.input.shape[0], int):
-        batches = (1,)
-        refusals.append(Refusal(what="batch > 1", reason="the ONNX file fixes its batch size"))
+    batches, fixed = _batches(onnx)
     return Space(
         baseline=baseline,
         families=tuple(families),
-        refusals=tuple(refusals),
+        refusals=(*refusals, *fixed),
         cores=cores,
         batches=batches,
         buckets=buckets,
     )
 
 
+def _gpu_space(
+    spec: Spec,
+    traffic: Traffic,
+    cores: int,
+    abilities: Abilities,
+    gpu: GpuAbilities,
+    onnx: OnnxModel | None,
+    failures: tuple[str | None, str | None],
+    is_torch: bool,
+    images: Sequence[tuple[int, int]],
+) -> Space:
+    indices, left_out = on_gpu.pick_gpus(spec.target.devices, gpu.names)
+    devices = on_gpu.device_names(indices)
+    start = Candidate(runner="torch-eager", device=devices[0])
+    baseline = start if is_torch else Candidate(runner="onnxruntime", threads=cores)
+    batches, fixed = _batches(onnx)
+    refusals = [*on_gpu.precision_refusals(spec), *left_out, *fixed]
+    families = [baseline]
+    if is_torch:
+        refusals.append(Refusal(what="CPU runners", reason='a GPU is here: [target] devices = "cpu" measures the CPU instead'))
+        more, refused = on_gpu.torch_families(spec, baseline, gpu)
+        families, refusals = [*families, *more], [*refusals, *refused]
+    refusals.append(Refusal(what="pre- and post-processing in the graph", reason=on_gpu.IN_GRAPH))
+    minimal = no_minimal(spec.model.preprocess, onnx)
+    buckets, why = (None, minimal) if minimal is not None else useful_buckets(traffic, spec.model.preprocess)
+    seen = on_gpu.seen_traffic(traffic, images)
+    engines, refused = on_gpu.tensorrt_families(spec, seen, start, gpu, onnx, failures, (buckets, why), minimal, batches[-1])
+    if minimal is not None:
+        refusals.append(Refusal(what="minimal padding and shape buckets", reason=minimal))
+    used = buckets if any(family.profiles == "bucketed" for family in engines) else None
+    return Space(
+        baseline=baseline,
+        families=(*families, *engines),
+        refusals=(*refusals, *refused),
+        cores=cores,
+        batches=batches,
+        buckets=used,
+        devices=devices if is_torch else ("cpu", *devices),
+        precisions=on_gpu.asked_precisions(spec),
+    )
+
+
+def _batches(onnx: OnnxModel | None) -> tuple[tuple[int, ...], list[Refusal]]:
+    if onnx is not None and isinstance(onnx.input.shape[0], int):
+        return (1,), [Refusal(what="batch > 1", reason="the ONNX file fixes its batch size")]
+    return tuple(2**power for power in range(MAX_BATCH.bit_length())), []
+
+
 def _precisions(spec: Spec) -> list[Refusal]:
     reasons = {
-        "tf32": "a mode of NVIDIA GPUs' tensor cores, and this version runs on the CPU only",
+        "tf32": "a mode of NVIDIA GPUs' tensor cores, and what is measured here is the CPU",
         "fp16": "CPU runners compute FP16 in FP32 after conversion, so it can only be slower; it needs a GPU engine",
-        "int8": "needs calibrated Q/DQ in the graph, which this version does not make yet",
+        "int8": on_gpu.NO_INT8,
     }
     return [Refusal(what=wanted, reason=reasons[wanted]) for wanted in spec.target.precisions if wanted in reasons]
-
-
-def _devices(spec: Spec, environment: Environment) -> list[Refusal]:
-    if environment.gpus:
-        return [Refusal(what="GPU runners", reason=f"{len(environment.gpus)} GPU found, but this version runs on the CPU only")]
-    return [Refusal(what="GPU runners", reason="no NVIDIA GPU on this machine")]
 
 
 def _no_compile(spec: Spec, abilities: Abilities) -> str | None:
@@ -156,14 +237,17 @@ def _graph_families(
     return []
 
 
-def _minimal_shapes(families: list[Candidate], preprocess: Preprocess, onnx: OnnxModel | None) -> list[Refusal]:
-    reason = None
+def no_minimal(preprocess: Preprocess, onnx: OnnxModel | None) -> str | None:
+    """Why inputs cannot be padded to the stride alone."""
     if preprocess.resize != "letterbox":
-        reason = f"resize = {preprocess.resize!r} has no letterbox padding to save"
-    elif preprocess.anchor != "top-left":
-        reason = "a centred letterbox moves the image on the stride grid"
-    elif onnx is not None and not onnx.dynamic:
-        reason = "the ONNX file fixes its input shape"
+        return f"resize = {preprocess.resize!r} has no letterbox padding to save"
+    if preprocess.anchor != "top-left":
+        return "a centred letterbox moves the image on the stride grid"
+    return "the ONNX file fixes its input shape" if onnx is not None and not onnx.dynamic else None
+
+
+def _minimal_shapes(families: list[Candidate], preprocess: Preprocess, onnx: OnnxModel | None) -> list[Refusal]:
+    reason = no_minimal(preprocess, onnx)
     if reason is not None:
         return [Refusal(what="minimal padding and shape buckets", reason=reason)]
     families += [
@@ -190,6 +274,11 @@ def _buckets(families: list[Candidate], traffic: Traffic, preprocess: Preprocess
     """
     if not any(family.runner == "onnxruntime" and family.shapes == "minimal" for family in families):
         return None, None  # refused with the runner or with minimal padding
+    return useful_buckets(traffic, preprocess)
+
+
+def useful_buckets(traffic: Traffic, preprocess: Preprocess) -> tuple[Buckets | None, str | None]:
+    """Buckets for a traffic, or why they would be another policy under another name."""
     chosen = choose_buckets(traffic, preprocess, most=MOST_BUCKETS)
     if len(chosen.buckets) == 1:
         return None, "for this traffic no bucket saves more padding than it costs: the same as fixed shapes"

@@ -6,11 +6,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from redline.records.detect import TensorFact
-from redline.records.serve import EngineProfile
 from redline.records.spec import Precision
 
 Hardware = Literal["this", "ampere-plus", "same-capability"]
 """GPUs a plan may run on: the one it was built on, Ampere and newer, or any of the same compute capability."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProfile:
+    """One optimization profile of a TensorRT engine: shapes (N, 3, H, W)."""
+
+    index: int
+    minimum: tuple[int, ...]
+    optimum: tuple[int, ...]
+    maximum: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,3 +141,27 @@ class LayerTime:
     ms: float
     nodes: tuple[str, ...]
     """ONNX nodes fused into the layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRecord:
+    """An engine that a run built, and where its time went when it was measured alone."""
+
+    build: EngineBuild
+    shape: tuple[int, ...] | None = None
+    """Input (N, 3, H, W) of `anatomy` and `layers`; None: it never ran."""
+    anatomy: Anatomy | None = None
+    layers: tuple[LayerTime, ...] = ()
+    """Slowest first, by TensorRT's profiler, without a CUDA graph."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRTFacts:
+    """The TensorRT that was found, asked by name for what it can do."""
+
+    library: str
+    """tensorrt or tensorrt-rtx; "" if none loads."""
+    version: str
+    abilities: tuple[str, ...]
+    problem: str | None
+    """Why it cannot be used, with what to do; None if it can."""

@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from redline.records.detect import Buckets, ModelFacts, OnnxModel, ShapePolicy, Traffic
+from redline.records.engine import EngineRecord, Telemetry
 from redline.records.spec import Precision, Spec
 
-RunnerKind = Literal["torch-eager", "torch-compile", "onnxruntime"]
+RunnerKind = Literal["torch-eager", "torch-compile", "onnxruntime", "tensorrt"]
 PrePost = Literal["host", "graph"]
 """Where pre- and post-processing run: numpy and OpenCV on the host, or as operators inside the graph."""
 Answer = Literal["pass", "fail", "inconclusive"]
 LoadMode = Literal["poisson", "constant", "closed"]
+ProfileKind = Literal["exact", "bucketed", "dynamic"]
+"""Optimisation profiles of an engine. exact: one for each input shape; bucketed: one for each of a few shapes that the others
+are padded to; dynamic: one over all shapes, tuned for the commonest."""
 
 
 Pipeline = Literal["fused", "bls", "ensemble"]
@@ -40,16 +44,26 @@ class Candidate:
     runner: RunnerKind
     precision: Precision = "fp32"
     device: str = "cpu"
+    """cpu, cuda:0, or several GPUs behind one queue: cuda:0,1."""
     threads: int = 1
-    """Intra-op threads of one inference."""
+    """Intra-op threads of one inference; 1 on a GPU."""
     batch: int = 1
     """Most requests joined into one inference."""
     concurrency: int = 1
-    """Inferences in flight."""
+    """Inferences in flight; on GPUs the lanes of all devices together."""
     shapes: ShapePolicy = "fixed"
     prepost: PrePost = "host"
     serving: Serving | None = None
     """None: measured in-process."""
+    profiles: ProfileKind | None = None
+    """Of a TensorRT engine; None for every other runner."""
+    cuda_graphs: bool = False
+    """Inferences are replayed as CUDA graphs, one for each shape (TensorRT and torch.compile)."""
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """Indices of its GPUs, as CUDA counts them; empty on the CPU."""
+        return tuple(int(index) for index in self.device.removeprefix("cuda:").split(",")) if self.device != "cpu" else ()
 
     @property
     def shape_name(self) -> str:
@@ -58,6 +72,9 @@ class Candidate:
     @property
     def name(self) -> str:
         parts = [self.runner, self.precision, self.shape_name, f"t{self.threads}", f"b{self.batch}", f"c{self.concurrency}"]
+        if self.gpus:
+            parts[3:4] = [self.profiles] if self.profiles is not None else []
+            parts += [self.device] if self.runner != "tensorrt" or self.cuda_graphs else [self.device, "no graphs"]
         if self.prepost == "graph":
             parts.append("in-graph")
         if self.serving is not None:
@@ -198,6 +215,13 @@ class Load:
     first_error: str | None = None
     unfinished: int = 0
     """Still waiting when the generator gave up on an overloaded target; counted with their age then. Hung ones are errors."""
+    gpus: tuple[Telemetry, ...] = ()
+    """State of each GPU meanwhile; empty on the CPU, and where NVML is not there."""
+
+    @property
+    def throttled(self) -> tuple[str, ...]:
+        """Why a GPU was slowed, which leaves no verdict; empty if none was."""
+        return tuple(dict.fromkeys(reason for gpu in self.gpus if gpu.throttled for reason in gpu.throttle))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +249,7 @@ class Trial:
     seconds: float
     failure: Failure | None = None
     engine: str | None = None
-    """Digest of the compiled artefact."""
+    """Digest of the compiled artefact; for TensorRT the plan, an object of the store."""
     build_seconds: float | None = None
     parity: ParityReport | None = None
     screen: Load | None = None
@@ -330,7 +354,7 @@ class RunRecord:
     onnx: OnnxModel | None
     noise: Noise | None
     baseline: Trial
-    """FP32 eager torch, one thread pool of all cores, batch 1; ONNX Runtime FP32 if the model is an ONNX file."""
+    """FP32 eager torch (TF32 off), batch 1, on the first GPU or all cores; ONNX Runtime FP32 if the model is an ONNX file."""
     trials: tuple[Trial, ...]
     refusals: tuple[Refusal, ...]
     choice: Choice
@@ -340,6 +364,8 @@ class RunRecord:
     """None: the spec or the machine has no server."""
     buckets: Buckets | None = None
     """The shape buckets that were tried; None: none are lawful or worth it, see `refusals`."""
+    engines: tuple[EngineRecord, ...] = ()
+    """TensorRT engines that were built, those that failed their proof too; `Trial.engine` names one by its digest."""
 
 
 SCHEMA_VERSION = 2

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from redline.records.detect import TensorFact
+from redline.records.engine import EngineProfile
 from redline.records.run import Accuracy, Candidate, Library, Load, Verdict
 from redline.records.spec import Head, LabelMap, Objective, Postprocess, Preprocess
 
@@ -16,16 +17,6 @@ Target = Literal["embedded", "container"]
 """embedded: the wheel's tritonserver with its python backend alone; container: NVIDIA's Triton image with all backends."""
 Cause = Literal["promote", "rollback", "automatic", "restart"]
 Decision = Literal["hold", "promote", "rollback"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineProfile:
-    """One optimization profile of a TensorRT engine: shapes (N, 3, H, W)."""
-
-    index: int
-    minimum: tuple[int, ...]
-    optimum: tuple[int, ...]
-    maximum: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,6 +129,7 @@ class Objective:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSpec:
     devices: str = "auto"
+    """auto: all GPUs of the first kind, or the CPU where there is none; cpu; cuda:0; several behind one queue: cuda:0,1."""
     precisions: tuple[Precision, ...] = ("fp32",)
     server: Server = "embedded"
     """embedded: a Triton on this machine; container: what is rendered is for NVIDIA's Triton image; none: nothing is served."""

@@ -22,7 +22,7 @@ def drops(record: RunRecord) -> list[tuple[str, MapDrop, str]]:
         if trial.parity is None or not words.known(trial.parity.drop.relative_pct):
             continue
         drop, candidate = trial.parity.drop, trial.candidate
-        key = (drop, candidate.runner, candidate.precision, candidate.shapes, candidate.prepost)
+        key = (drop, candidate.runner, candidate.precision, candidate.shapes, candidate.prepost, candidate.profiles)
         name = " · ".join([words.knob(candidate, "runner"), candidate.precision.upper(), candidate.shape_name])
         style = "choice" if choice is not None and trial.digest == choice.digest else trial.parity.verdict.answer
         if key not in found:

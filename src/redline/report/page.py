@@ -15,9 +15,11 @@ from markupsafe import Markup
 from redline.records import Load, ParityReport, RunRecord, Trial
 from redline.report import (
     chart_accuracy,
+    chart_engines,
     chart_front,
     chart_latency,
     chart_steps,
+    engines,
     facts,
     pictures,
     tables,
@@ -62,7 +64,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "ms": words.ms, "rate": words.rate, "percent": words.percent, "number": words.number, "fixed": words.fixed,
         "size": words.size, "many": words.many, "duration": words.duration, "moment": words.moment, "title_of": words.title,
-        "plural": words.plural, "plain": words.plain, "scientific": words.scientific,
+        "plural": words.plural, "runner": words.runner, "plain": words.plain, "scientific": words.scientific,
     }  # fmt: skip
     return environment
 
@@ -90,10 +92,25 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "in_graph": any(trial.candidate.prepost == "graph" for trial in facts.every_trial(record)),
         "traffic": _drawn("traffic", lambda width, key: chart_accuracy.shapes(record.data.traffic, width, key)),
         "side_by_side": through_server.side_by_side(record),
+        **_engines(record),
         "served_rows": through_server.rows(record.served) if record.served else [],
         "asked": tables.asked(record),
         "machine": tables.machine(record),
         "model": tables.model(record),
+    }
+
+
+def _engines(record: RunRecord) -> dict[str, Any]:
+    rows = engines.engine_rows(record)
+    named = [(f"{row.title}, {row.record.build.digest[:8]}", row.record) for row in rows]
+    shown = engines.dissected(record)
+    return {
+        "engine_rows": rows,
+        "anatomy": _drawn("anatomy", lambda width, key: chart_engines.anatomy(named, width, key)),
+        "dissected": shown,
+        "layer_rows": engines.layer_rows(shown) if shown is not None else [],
+        "telemetry_rows": engines.telemetry_rows(record),
+        "compiled": any(trial.candidate.runner == "torch-compile" for trial in facts.every_trial(record)),
     }
 
 

@@ -16,7 +16,7 @@ from redline.report.tables import TrialRow, trial_rows
 
 ANSWERS = {"pass": ("✓", "bold green"), "fail": ("✗", "bold red"), "inconclusive": ("?", "bold yellow")}
 STYLES = {"pass": "green", "inconclusive": "yellow", "fail": "red", "error": "red", "screened": "bright_black"}
-SHORT = {"torch-eager": "eager", "torch-compile": "compile", "onnxruntime": "ort"}
+SHORT = {"torch-eager": "eager", "torch-compile": "compile", "onnxruntime": "ort", "tensorrt": "trt"}
 ROOMY = 128
 MOST_ROWS = 14
 
@@ -88,6 +88,7 @@ def _cells(row: TrialRow, roomy: bool) -> list[Text]:
     sign = "★" if "choice" in row.role else "○" if "baseline" in row.role else ""
     padding = words.fixed(row.trial.padding_pct, 1)
     shapes = candidate.shape_name if roomy or isinstance(candidate.shapes, str) else "buckets"
+    shapes += f", {candidate.profiles}" if roomy and candidate.profiles is not None else ""
     texts = [sign, runner + precision + placed, shapes, *([padding, *knobs] if roomy else ["/".join(knobs)])]
     texts += [words.number(row.capacity), both, words.number(row.knee), f"{row.drop} {spread}" if spread else row.drop]
     return [Text(cell) for cell in texts] + [Text(word, style=STYLES[row.outcome])]

@@ -11,7 +11,12 @@ from redline.records import Candidate, MapDrop
 NONE: Final = "–"
 MINUS: Final = "−"
 
-RUNNERS: Final = {"torch-eager": "PyTorch eager", "torch-compile": "torch.compile", "onnxruntime": "ONNX Runtime"}
+RUNNERS: Final = {
+    "torch-eager": "PyTorch eager",
+    "torch-compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "tensorrt": "TensorRT",
+}
 KNOBS: Final = {
     "runner": "runner",
     "precision": "precision",
@@ -21,6 +26,8 @@ KNOBS: Final = {
     "threads": "threads",
     "batch": "batch",
     "concurrency": "in flight",
+    "profiles": "profiles",
+    "cuda_graphs": "CUDA graphs",
 }
 """Fields of Candidate in reading order, as the report calls them."""
 
@@ -112,8 +119,14 @@ def plural(count: int, noun: str, several: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else several or noun + 's'}"
 
 
+def runner(candidate: Candidate) -> str:
+    return RUNNERS[candidate.runner]
+
+
 def knob(candidate: Candidate, field: str) -> str:
     value = candidate.shape_name if field == "shapes" else getattr(candidate, field)
+    if isinstance(value, bool) or value is None:
+        return {True: "on", False: "off", None: "none"}[value]
     return RUNNERS.get(value, str(value)) if field == "runner" else str(value)
 
 
@@ -124,8 +137,13 @@ def title(candidate: Candidate) -> str:
         candidate.precision.upper(),
         f"{candidate.shape_name} shapes" if isinstance(candidate.shapes, str) else candidate.shape_name,
     ]
-    parts += [plural(candidate.threads, "thread"), f"batch {candidate.batch}", f"{candidate.concurrency} in flight"]
-    if candidate.device != "cpu":
+    if candidate.gpus:
+        parts += [f"{candidate.profiles} profiles"] if candidate.profiles is not None else []
+    else:
+        parts.append(plural(candidate.threads, "thread"))
+    parts += [f"batch {candidate.batch}", f"{candidate.concurrency} in flight"]
+    if candidate.gpus:
+        parts += ["no CUDA graphs"] if candidate.runner == "tensorrt" and not candidate.cuda_graphs else []
         parts.append(f"on {candidate.device}")
     return ", ".join([*parts, "pre/post in graph"] if candidate.prepost == "graph" else parts)
 

@@ -9,7 +9,8 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as triton
 
 from redline.records import TensorFact
-from redline.records.serve import EngineProfile, Release, Target
+from redline.records.engine import EngineProfile
+from redline.records.serve import Release, Target
 from redline.serve import names
 from redline.serve.blocks import TYPES, free_dims
 from redline.serve.check_model import describe

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from redline.records import Preprocess, ShapePolicy
-from redline.records.serve import EngineFacts, EngineProfile, Release
+from redline.records.engine import EngineProfile
+from redline.records.serve import EngineFacts, Release
 
 WARM_SIZES = 8
 """Most input sizes that a server warms up; one inference of each size and batch is added to the loading of a release."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -13,6 +13,7 @@ from redline.records import spec as records
 
 REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 LARGEST_SIDE = 16_384
+DEVICES = re.compile(r"cuda:(0|[1-9]\d?)(,(0|[1-9]\d?))*")
 SERVICE = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,39}")
 """It becomes a folder, part of URLs and of Triton's model names, where `_` joins it with the release's number."""
 
@@ -47,6 +48,15 @@ def _unique(values: list[Any]) -> list[Any]:
 def _identifier(value: str) -> str:
     if not value.isidentifier():
         raise ValueError("the name of a keyword argument")
+    return value
+
+
+def _devices(value: str) -> str:
+    if value in ("auto", "cpu"):
+        return value
+    indices = value.removeprefix("cuda:").split(",") if DEVICES.fullmatch(value) else []
+    if not indices or len(set(indices)) != len(indices):
+        raise ValueError('"auto", "cpu", "cuda:0" or several GPUs as in "cuda:0,1"')
     return value
 
 
@@ -136,7 +146,7 @@ class ObjectiveTable(Table):
 
 
 class TargetTable(Table):
-    devices: Literal["auto", "cpu"] | None = None
+    devices: Annotated[str, AfterValidator(_devices)] | None = None
     precisions: Annotated[list[records.Precision], Field(min_length=1), AfterValidator(_unique)] | None = None
     server: records.Server | None = None
 

@@ -81,15 +81,21 @@ def _notes(winner: Trial, trials: Sequence[Trial], noise: Noise | None) -> tuple
     """How the winner stands against torch.compile, and against the runner-up."""
     notes = []
     margin = noise.relative if noise is not None else 0.0
-    compiled = max((t for t in trials if t.candidate.runner == "torch-compile" and t.screen), key=_capacity, default=None)
-    if compiled is not None and winner.candidate.runner != "torch-compile":
-        ratio = _capacity(winner) / _capacity(compiled) if _capacity(compiled) > 0 else float("inf")
+    compiled = _fastest(trials, "torch-compile")
+    engine = winner if winner.candidate.runner != "torch-compile" else _fastest(trials, "tensorrt")
+    if compiled is not None and engine is not None:
+        ratio = _capacity(engine) / _capacity(compiled) if _capacity(compiled) > 0 else float("inf")
         worth = "worth it" if ratio > 1 + margin else "not worth it: within the noise of torch.compile or slower"
-        notes.append(f"{ratio:.2f}x the capacity of torch.compile ({_capacity(compiled):.1f}/s): {worth}")
+        name = "" if engine is winner else f"{engine.candidate.name}: "
+        notes.append(f"{name}{ratio:.2f}x the capacity of torch.compile ({_capacity(compiled):.1f}/s): {worth}")
     others = sorted((t for t in trials if t.candidate != winner.candidate and _met(t) == "pass"), key=_rate, reverse=True)
     if others and _rate(others[0]) > _rate(winner) * (1 - margin):
         notes.append(f"{others[0].candidate.name} is within the noise ({100 * margin:.0f} %): {_rate(others[0]):.1f}/s")
     return tuple(notes)
+
+
+def _fastest(trials: Sequence[Trial], runner: str) -> Trial | None:
+    return max((t for t in trials if t.candidate.runner == runner and t.screen), key=_capacity, default=None)
 
 
 def _without_winner(trials: Sequence[Trial], objective: Objective) -> Choice:

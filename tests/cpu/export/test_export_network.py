@@ -131,7 +131,8 @@ def test_a_network_is_exported_dynamic_named_and_checked(tmp_path: Path, capfd: 
     assert shapes == [["N", 3, "H", "W"], ["N", "A", 7]]
     assert [value.name for value in (*graph.input, *graph.output)] == ["images", "predictions"]
     assert "BatchNormalization" not in {node.op_type for node in graph.node}
-    assert not any(node.metadata_props or node.doc_string for node in graph.node)
+    assert not any(node.doc_string for node in graph.node)
+    assert {entry.key for node in graph.node for entry in node.metadata_props} == {"redline.module"}
     batch = check.pictures(STEPS, (5, 3, 112, 208))  # a shape no exporter saw
     with torch.no_grad():
         expected = detector.module(torch.from_numpy(batch))[0].numpy()

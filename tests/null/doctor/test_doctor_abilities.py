@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sysconfig
+from dataclasses import replace
 
 import pytest
 
 from redline.doctor import abilities, cautions
-from redline.records import Environment, Library
+from redline.records import Environment, Library, TensorRTFacts
 
 
 def machine(gpus=(), **versions):
@@ -78,6 +79,37 @@ def test_tensorrt_without_gpu_is_not_available(tools):
     ability = by_name(machine(tensorrt="10.3"))["tensorrt"]
     assert not ability.available
     assert "no GPU" in ability.detail
+
+
+RTX = TensorRTFacts(library="tensorrt-rtx", version="1.7", abilities=("ahead-of-time builds",), problem=None)
+
+
+def test_tensorrt_says_what_it_can_do(tools):
+    facts = replace(RTX, library="tensorrt", version="8.6.0", abilities=("types by flags that follow the graph",))
+    ability = next(a for a in abilities(machine(gpus=("A100",)), facts) if a.name == "tensorrt")
+    assert ability.available
+    assert ability.detail == "tensorrt 8.6.0 (types by flags that follow the graph)"
+    ability = next(
+        a for a in abilities(machine(gpus=("A100",)), replace(facts, problem="8.6 or newer is needed")) if a.name == "tensorrt"
+    )
+    assert not ability.available
+    assert ability.install == "8.6 or newer is needed"
+
+
+def test_without_a_gpu_tensorrt_rtx_still_builds_ahead_of_time(tools):
+    ability = next(a for a in abilities(machine(), RTX) if a.name == "tensorrt")
+    assert not ability.available
+    assert "--capability" in ability.install
+    plain = replace(RTX, library="", problem="No TensorRT can be loaded")
+    assert next(a for a in abilities(machine(), plain) if a.name == "tensorrt").detail == "not installed"
+
+
+def test_a_gpu_that_would_stay_unused_or_unwatched_is_a_caution(tools):
+    texts = cautions(machine(gpus=("A100",), torch="2.13.0+cpu", nvidia_ml_py=None))
+    assert any("without CUDA" in text for text in texts)
+    assert any("throttled" in text for text in texts)
+    assert cautions(machine(gpus=("A100",), torch="2.13.0+cu128", nvidia_ml_py="13.0")) == ()
+    assert cautions(machine(torch="2.13.0+cpu")) == ()
 
 
 def test_export_names_what_is_missing(tools):

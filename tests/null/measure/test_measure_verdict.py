@@ -11,7 +11,7 @@ from measure_queue import simulated_load
 from redline.measure.histogram import Histogram
 from redline.measure.summary import Samples, merge_loads, summarise
 from redline.measure.verdict import judge_latency, noise_pilot, requests_needed
-from redline.records import Load, Noise
+from redline.records import Load, Noise, Telemetry
 
 STEADY = simulated_load(lambda joined: 0.1, rate=5, seconds=60, mode="constant")
 """P95 100 ms at 5/s."""
@@ -43,6 +43,27 @@ def test_a_late_generator_gives_no_verdict() -> None:
     assert verdict.answer == "inconclusive"
     assert "15.10 ms" in verdict.reason
     assert judge_latency(replace(STEADY, slip_p99_ms=14.9), p95_ms=150, noise=None, rate=5).answer == "pass"
+
+
+COOL = Telemetry(
+    gpu="H100", samples=3, sm_mhz=(1980, 1980), memory_mhz=(2619, 2619), temperature_c=(40, 41), power_w=(300.0, 310.0),
+    throttle=("power cap",), processes=0, throttled=False,
+)  # fmt: skip
+HOT = replace(COOL, throttle=("thermal (hardware)", "power cap"), throttled=True)
+
+
+def test_a_throttled_gpu_gives_no_verdict_whatever_the_latency() -> None:
+    for objective in (150, 50):
+        verdict = judge_latency(replace(STEADY, gpus=(COOL, HOT)), p95_ms=objective, noise=None, rate=5)
+        assert verdict.answer == "inconclusive"
+        assert "thermal (hardware)" in verdict.reason
+    assert judge_latency(replace(STEADY, gpus=(COOL, COOL)), p95_ms=150, noise=None, rate=5).answer == "pass"
+
+
+def test_merged_loads_keep_the_telemetry_of_each() -> None:
+    merged = merge_loads([replace(STEADY, gpus=(COOL,)), replace(STEADY, gpus=(HOT,))])
+    assert merged.gpus == (COOL, HOT)
+    assert merged.throttled == ("thermal (hardware)", "power cap")
 
 
 def test_errors_fail_and_the_first_is_named() -> None:

@@ -17,7 +17,8 @@ from redline.records import (
     Serving,
     TensorFact,
 )
-from redline.records.serve import EngineFacts, EngineProfile, Golden, Release
+from redline.records.engine import EngineProfile
+from redline.records.serve import EngineFacts, Golden, Release
 
 NETWORK = b"not a network, but these tests only copy it"
 IMAGES = {"a.jpg": b"first image", "b.png": b"second image"}

@@ -149,7 +149,7 @@ def specs(draw, folder: Path):
             map_evidence=draw(literal(kinds.MapEvidence)),
         ),
         target=TargetSpec(
-            devices=draw(st.sampled_from(["auto", "cpu"])),
+            devices=draw(st.sampled_from(["auto", "cpu", "cuda:1", "cuda:0,1"])),
             precisions=tuple(draw(st.lists(literal(kinds.Precision), min_size=1, unique=True))),
             server=draw(literal(kinds.Server)),
         ),

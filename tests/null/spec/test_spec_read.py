@@ -124,6 +124,17 @@ def test_the_form_of_the_design(folder):
     assert spec.budget == Budget(minutes=1.5)
 
 
+@pytest.mark.parametrize("devices", ["auto", "cpu", "cuda:0", "cuda:1,0", "cuda:10"])
+def test_devices_are_named_as_cuda_counts_them(folder, devices):
+    assert load_text(folder, MINIMAL + f'[target]\ndevices = "{devices}"\n').target.devices == devices
+
+
+@pytest.mark.parametrize("devices", ["cuda", "cuda:", "cuda:-1", "cuda:00", "gpu:0", "cuda:0,", "cuda:0,0", "CPU"])
+def test_devices_of_another_form_are_refused_with_the_forms_there_are(folder, devices):
+    with pytest.raises(BadInput, match="cuda:0,1"):
+        load_text(folder, MINIMAL + f'[target]\ndevices = "{devices}"\n')
+
+
 def test_one_number_stands_for_all(folder):
     spec = load_text(folder, MINIMAL + "[model.preprocess]\nsize = 416\nfill = 0\nmean = 0.5\nstd = 2\n")
     pre = spec.model.preprocess
@@ -219,7 +230,7 @@ def test_tables_and_records_have_the_same_names():
         ("objective", "map_drop_pct = 0", "objective.map_drop_pct", "spec.value"),
         ("objective", "map_drop_pct = 100", "objective.map_drop_pct", "spec.value"),
         ("objective", 'map_evidence = "luck"', "objective.map_evidence", "spec.value"),
-        ("target", 'devices = "cuda:0"', "target.devices", "spec.value"),
+        ("target", 'devices = "cuda:0,0"', "target.devices", "spec.value"),
         ("target", 'server = "triton"', "target.server", "spec.value"),
         ("target", 'servers = "embedded"', "target.servers", "spec.unknown-key"),
         ("serve", 'name = "two words"', "serve.name", "spec.value"),

@@ -31,7 +31,8 @@ from redline.records import (
     Serving,
     TensorFact,
 )
-from redline.records.serve import EngineFacts, EngineProfile, Golden, Release
+from redline.records.engine import EngineProfile
+from redline.records.serve import EngineFacts, Golden, Release
 from redline.serve import control, names
 from redline.serve.repository import remove_release, write_repository, write_stable
 from redline.serve.schema import FIELDS

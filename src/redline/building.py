@@ -1,0 +1,200 @@
+"""`redline build`: the TensorRT engine of a spec, proved and kept; and the same engine built again and compared."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redline.errors import BadInput, TrialError
+from redline.live import engine_options
+from redline.plan.candidates import MAX_BATCH, MOST_BUCKETS, no_minimal
+from redline.plan.gpu import NO_INT8, asked_precisions
+from redline.prepare import export_graphs, load_subject, run_id
+from redline.records import Candidate, EngineBuild, ProfileKind, Spec, Verdict
+from redline.records.spec import Precision
+from redline.store import Journal, Store
+
+if TYPE_CHECKING:
+    from redline.engine.foundry import Foundry
+    from redline.engine.tensorrt_store import Replay
+    from redline.prepare import Subject
+    from redline.progress import Progress
+
+LEVELS = range(6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What to build; see `api.build`."""
+
+    precision: Precision | None = None
+    profiles: ProfileKind = "exact"
+    minimal: bool = False
+    batched: bool = False
+    level: int | None = None
+    capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    build: EngineBuild
+    verdict: Verdict
+    """Of the precision: pass, fail (it fell back) or inconclusive (the inspector does not tell)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    build: EngineBuild
+    """The engine that was built again."""
+    seconds: float
+    same_bytes: bool
+    same_tactics: bool
+    changed: tuple[str, ...]
+    """Layers whose tactic, type or fused nodes differ."""
+    verdict: Verdict
+
+
+def build(spec: Spec, wanted: Wanted, *, runs: Path, progress: Progress) -> Built:
+    """See `api.build`."""
+    candidate = _candidate(spec, wanted)
+    store, journal = Store(runs / "store", on_wait=progress.note), Journal(runs / run_id(spec) / "journal.jsonl")
+    foundry = _foundry(spec, wanted, store, journal, progress)
+    # The graph in FP16 is made where the spec names that precision, and what is wanted here comes before.
+    asked = replace(spec, target=replace(spec.target, precisions=(candidate.precision,)))
+    with ThreadPoolExecutor(1) as aside:  # torch's OpenMP pool ends with the thread
+        subject = aside.submit(load_subject, asked, progress).result()
+        _require_shapes(subject, wanted)
+        graphs = aside.submit(export_graphs, subject, store, journal, progress, for_gpu=True).result()
+    onnx = graphs.of(candidate)
+    if onnx is None:
+        why = graphs.network_failure or graphs.half_failure
+        raise TrialError("engine-no-graph", "TensorRT needs an exported graph", got=why, fix="see why the export failed")
+    candidate = _with_shapes(subject, candidate)
+    options = engine_options(subject, graphs, candidate, foundry)
+    if wanted.level is not None:
+        options = replace(options, optimization_level=wanted.level)
+    made = foundry.build(onnx, replace(options, capabilities=wanted.capabilities), candidate.name)
+    return Built(build=made, verdict=judge(made))
+
+
+def replay(store: Store, prefix: str, *, progress: Progress) -> Replayed:
+    """See `api.replay`."""
+    from redline.engine import tensorrt_store
+    from redline.engine.tensorrt_versions import find
+
+    record = find_build(store, prefix)
+    library = find("tensorrt-rtx" if record.library == "tensorrt-rtx" else "tensorrt")
+    with progress.build(f"engine {record.digest[:12]} again") as on_phase:
+        found = tensorrt_store.replay(record, library, store, on_phase=on_phase)
+    return Replayed(
+        build=record,
+        seconds=found.seconds,
+        same_bytes=found.same_bytes,
+        same_tactics=found.same_tactics,
+        changed=found.changed,
+        verdict=_compared(record, found),
+    )
+
+
+def judge(build: EngineBuild) -> Verdict:
+    """Did the engine obtain the precision it was asked for?"""
+    from redline.engine.foundry import require_proved
+
+    proof = build.proof
+    try:
+        require_proved(build)
+    except TrialError as error:
+        answer: Any = "inconclusive" if proof.note else "fail"
+        return Verdict(answer=answer, reason=f"{error.what}: {error.got}")
+    if build.options.capabilities:
+        return Verdict(answer="pass", reason=f"not proved: {proof.note}")
+    found = ", ".join(f"{share:.1%} {kind.upper()}" for kind, share in proof.shares)
+    return Verdict(answer="pass", reason=f"the inspector shows {found or 'no types'} of the operations")
+
+
+def find_build(store: Store, prefix: str) -> EngineBuild:
+    """The record of an engine, by its digest or its record's. Raises BadInput if there is none or several."""
+    digest = store.resolve(prefix)
+    kind = store.meta(digest).kind
+    if kind == "plan":
+        records = (other for other in store.digests() if store.meta(other).kind == "engine")
+        digest = next((other for other in records if digest in store.meta(other).names), "")
+    elif kind != "engine":
+        fix = "redline build prints the digest of its engine, and run.json has them in `engines`"
+        raise BadInput("build.not-an-engine", f"{digest[:12]} is not an engine", got=kind, fix=fix)
+    if not digest:
+        raise BadInput("build.no-record", f"no record says how {prefix} was built", fix="redline build makes it anew")
+    return store.get_record(EngineBuild, digest)
+
+
+def _compared(record: EngineBuild, found: Replay) -> Verdict:
+    if found.same_bytes:
+        return Verdict(answer="pass", reason="the same bytes")
+    if not record.proof.layers:
+        return Verdict(
+            answer="inconclusive", reason="other bytes, and the layers of a plan built ahead of time cannot be read here"
+        )
+    if found.same_tactics:
+        return Verdict(answer="pass", reason="the same layers, tactics and types; other bytes")
+    few = ", ".join(found.changed[:3])
+    return Verdict(answer="fail", reason=f"{len(found.changed)} layers have another tactic, type or fusion: {few}")
+
+
+def _candidate(spec: Spec, wanted: Wanted) -> Candidate:
+    """Without its shapes where they come from the traffic. Raises BadInput for what cannot be asked."""
+    asked = asked_precisions(spec)
+    precision = wanted.precision or (asked[-1] if asked else "fp32")
+    if precision == "int8":
+        raise BadInput("build.precision", f"INT8 {NO_INT8}", fix="--precision fp16")
+    if wanted.minimal and wanted.profiles != "exact":
+        what = f"--minimal goes with exact profiles: {wanted.profiles} ones have shapes of their own"
+        raise BadInput("build.shapes", what, fix="leave it out")
+    if wanted.level is not None and wanted.level not in LEVELS:
+        raise BadInput("build.level", "no such optimisation level", got=wanted.level, allowed="0 (fastest build) to 5")
+    shapes: Any = "minimal" if wanted.minimal or wanted.profiles == "dynamic" else "fixed"
+    return Candidate(
+        runner="tensorrt",
+        precision=precision,
+        device="cuda:0",
+        batch=MAX_BATCH if wanted.batched else 1,
+        shapes=shapes,
+        profiles=wanted.profiles,
+        cuda_graphs=True,
+    )
+
+
+def _require_shapes(subject: Subject, wanted: Wanted) -> None:
+    reason = no_minimal(subject.detector.preprocess, None)
+    if reason is not None and (wanted.minimal or wanted.profiles != "exact"):
+        raise BadInput("build.shapes", f"every input has one shape here: {reason}", fix="--profiles exact without --minimal")
+
+
+def _with_shapes(subject: Subject, candidate: Candidate) -> Candidate:
+    from redline.plan.buckets import choose_buckets
+
+    if candidate.profiles != "bucketed":
+        return candidate
+    return replace(candidate, shapes=choose_buckets(subject.traffic, subject.detector.preprocess, most=MOST_BUCKETS).policy)
+
+
+def _foundry(spec: Spec, wanted: Wanted, store: Store, journal: Journal, progress: Progress) -> Foundry:
+    """For the GPU here, or ahead of time. Raises BadInput if there is nothing to build with or for."""
+    from redline.engine.foundry import Foundry
+    from redline.engine.tensorrt_store import Place
+    from redline.engine.tensorrt_versions import find
+
+    if wanted.capabilities:
+        return Foundry(find("tensorrt-rtx"), store, journal, progress.build, place=Place("", ""))
+    from redline.doctor import inspect_machine
+    from redline.gpus import open_foundry
+
+    if not inspect_machine().gpus:
+        fix = "--capability 8.9 builds ahead of time for GPUs of that kind, with tensorrt-rtx"
+        raise BadInput("build.no-gpu", "an engine is built on the GPU that will run it, and there is none here", fix=fix)
+    first = spec.target.devices.removeprefix("cuda:").split(",")[0]
+    foundry, facts = open_foundry(store, journal, progress, device=int(first) if first.isdigit() else 0)
+    if foundry is None:
+        raise BadInput("build.no-tensorrt", "TensorRT cannot be used here", got=facts.problem, fix="see `redline doctor`")
+    return foundry

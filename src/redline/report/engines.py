@@ -1,0 +1,186 @@
+"""TensorRT engines and GPUs in a report: builds with what they obtained, where an inference's time goes, telemetry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from redline.records import Anatomy, EngineBuild, EngineRecord, Load, RunRecord, Telemetry, Trial, Verdict
+from redline.report import facts, words
+
+MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "inconclusive": ("?", "yellow")}
+CACHE = {"cold": "cold: every kernel was timed", "warm": "warm: earlier timings reused", "none": "none"}
+TOP_LAYERS = 12
+NODES = 4
+PARTS = (("fill", "fill_ms"), ("upload", "upload_ms"), ("GPU", "gpu_ms"), ("download", "download_ms"), ("gaps", "gap_ms"))
+"""Of an inference in order; the rest of its wall time is the gaps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRow:
+    record: EngineRecord
+    chosen: bool
+    title: str
+    obtained: str
+    fallen: str
+    profiles: str
+    cache: str
+    against_compile: str
+    """Capacity over that of the fastest torch.compile, and whether the engine is worth it."""
+    word: str
+    style: str
+
+
+class BuiltLike(Protocol):
+    @property
+    def build(self) -> EngineBuild: ...
+    @property
+    def verdict(self) -> Verdict: ...
+
+
+class ReplayedLike(BuiltLike, Protocol):
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def changed(self) -> tuple[str, ...]: ...
+
+
+def engine_rows(record: RunRecord) -> list[EngineRow]:
+    """The chosen engine first, then in the order they were built."""
+    choice = facts.chosen(record)
+    rows = [_row(record, engine, choice) for engine in record.engines]
+    return sorted(rows, key=lambda row: not row.chosen)
+
+
+def _row(record: RunRecord, engine: EngineRecord, choice: Trial | None) -> EngineRow:
+    build, proof = engine.build, engine.build.proof
+    fell = bool(proof.fallen) and not proof.proved
+    return EngineRow(
+        record=engine,
+        chosen=choice is not None and choice.engine == build.digest,
+        title=f"{build.library} {build.version}, {proof.asked.upper()}",
+        obtained=obtained(build),
+        fallen=_few(proof.fallen, 3),
+        profiles="; ".join(_profile(build, index) for index in range(len(build.options.profiles))),
+        cache=build.timing_cache,
+        against_compile=_against_compile(record, build.digest),
+        word="proved" if proof.proved else "fell back" if fell else "not proved",
+        style="pass" if proof.proved else "fail" if fell else "inconclusive",
+    )
+
+
+def obtained(build: EngineBuild) -> str:
+    """The share of the operations in each precision."""
+    return ", ".join(f"{kind.upper()} {words.percent(100 * share, 1)}" for kind, share in build.proof.shares) or words.NONE
+
+
+def _against_compile(record: RunRecord, digest: str) -> str:
+    trials = facts.every_trial(record)
+    mine = [value for t in trials if t.engine == digest and (value := facts.capacity(t))]
+    theirs = [value for t in trials if t.candidate.runner == "torch-compile" and (value := facts.capacity(t))]
+    if not mine or not theirs:
+        return words.NONE
+    ratio, noise = max(mine) / max(theirs), record.noise.relative if record.noise is not None else 0.0
+    return f"{words.factor(ratio)}, {'worth it' if ratio > 1 + noise else 'not worth it'}"
+
+
+def _profile(build: EngineBuild, index: int) -> str:
+    profile = build.options.profiles[index]
+    pairs = zip(profile.minimum, profile.maximum, strict=True)
+    return " × ".join(str(low) if low == high else f"{low}–{high}" for low, high in pairs)
+
+
+def _few(names: tuple[str, ...], most: int) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def dissected(record: RunRecord) -> EngineRecord | None:
+    """The engine whose layers are shown: the choice's, or the fastest that ran."""
+    ran = [row.record for row in engine_rows(record) if row.record.anatomy is not None]
+    chosen = [row.record for row in engine_rows(record) if row.chosen and row.record.anatomy is not None]
+    return next(iter(chosen), min(ran, key=lambda engine: _wall(engine), default=None))
+
+
+def _wall(engine: EngineRecord) -> float:
+    return engine.anatomy.wall_ms if engine.anatomy is not None else float("inf")
+
+
+def parts_of(anatomy: Anatomy) -> list[tuple[str, float]]:
+    """(name, ms) of the stacked parts of one inference."""
+    return [(name, max(0.0, getattr(anatomy, field))) for name, field in PARTS]
+
+
+def layer_rows(engine: EngineRecord) -> list[tuple[str, str, str, str]]:
+    """(layer, microseconds, share, ONNX nodes) of the slowest; the share is of all layers' time that was kept."""
+    total = sum(layer.ms for layer in engine.layers)
+    return [
+        (
+            layer.name,
+            words.number(1000 * layer.ms),
+            words.percent(100 * layer.ms / total, 1),
+            _few(layer.nodes, NODES) or "of TensorRT's own",
+        )
+        for layer in engine.layers[:TOP_LAYERS]
+    ]
+
+
+def telemetry_rows(record: RunRecord) -> list[tuple[str, Telemetry]]:
+    """(what was measured, GPU meanwhile) for the loads that verdicts rest on."""
+    choice = facts.chosen(record)
+    loads: list[tuple[str, Load | None]] = [("Baseline", facts.load(record.baseline, "open") or record.baseline.screen)]
+    if choice is not None and choice.digest != record.baseline.digest:
+        loads += [("Choice", choice.objective_load or choice.screen), ("Choice, confirmed", choice.confirmation)]
+    for trial in facts.every_trial(record):
+        shown = choice is not None and trial.digest == choice.digest
+        if trial.objective_load is not None and trial.objective_load.throttled and not shown:
+            loads.append((words.title(trial.candidate), trial.objective_load))
+    return [(name, gpu) for name, load in loads if load is not None for gpu in load.gpus]
+
+
+def built_text(built: BuiltLike) -> RenderableType:
+    """An engine with its proof, for the terminal."""
+    build, (mark, style) = built.build, MARKS[built.verdict.answer]
+    head = Text.assemble((mark, style), f" engine {build.digest[:12]}  ", (f"{build.library} {build.version}", "bold"))
+    rows = [
+        ("precision", f"{build.proof.asked.upper()} asked for; {built.verdict.reason}"),
+        ("for", f"{build.gpu}, driver {build.driver}" if build.gpu else f"compute capability {_capabilities(build)}"),
+        ("profiles", "\n".join(_profile(build, index) for index in range(len(build.options.profiles)))),
+        ("built in", f"{words.duration(build.seconds)}, timing cache {CACHE[build.timing_cache]}"),
+        ("size", _size(build)),
+        ("layers", str(len(build.proof.layers)) if build.proof.layers else "not read"),
+    ]
+    rows += [("fell back", "\n".join(build.proof.fallen))] if build.proof.fallen else []
+    rows += [("warnings", "\n".join(build.warnings[:3]))] if build.warnings else []
+    rows.append(("again", f"redline build --replay {build.digest[:12]}"))
+    return Group(head, _grid(rows))
+
+
+def replayed_text(again: ReplayedLike) -> RenderableType:
+    mark, style = MARKS[again.verdict.answer]
+    rows = [("found", again.verdict.reason)]
+    rows.append(("built in", f"{words.duration(again.seconds)}, the first time {words.duration(again.build.seconds)}"))
+    rows += [("changed", _few(again.changed, 8))] if again.changed else []
+    return Group(Text.assemble((mark, style), f" engine {again.build.digest[:12]} built again"), _grid(rows))
+
+
+def _capabilities(build: EngineBuild) -> str:
+    return ", ".join(build.options.capabilities)
+
+
+def _size(build: EngineBuild) -> str:
+    memory = build.device_memory_bytes
+    return words.size(build.plan_bytes) + (f"; {words.size(memory)} on the GPU for each inference in flight" if memory else "")
+
+
+def _grid(rows: list[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bright_black")
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(f"  {name}", Text(value))
+    return grid
