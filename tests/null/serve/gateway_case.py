@@ -234,3 +234,12 @@ async def served(answer: Answer = good, *, routes: Routes | None = None, **limit
     finally:
         await gateway.stop()
         await triton.stop()
+
+
+def run(scenario: Callable[[Case], Awaitable[None]], **limits: Any) -> None:
+    async def whole() -> None:
+        async with served(**limits) as case:
+            await scenario(case)
+            assert (await case.detect()).status == 200, "it must be alive afterwards"
+
+    run_as_served(whole())
