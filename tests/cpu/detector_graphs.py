@@ -55,7 +55,7 @@ def export_both(name: str, folder: Path) -> Graphs:
 
 
 def _liven(module: torch.nn.Module, batch: Any) -> None:
-    """Random weights as initialised let a signal die out over the depth; here each convolution's products have unit variance."""
+    """Random weights as initialised let a signal die out over the depth; here the products of a convolution have variance 1."""
     draw = torch.Generator().manual_seed(0)
     done: set[torch.nn.Module] = set()
 
