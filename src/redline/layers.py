@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from redline.records.detect import Tensor
     from redline.records.spec import Precision
 
-MOST = 24
+MOST = 48
 """Tensors a look adds to the outputs. A detector has some hundred seams: three looks tell them all apart."""
 SUSPECTS = 4
 """Segments followed at once; of more, the worst, and then the first in graph order: one fault can spoil no other segment."""

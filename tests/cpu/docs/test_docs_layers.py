@@ -17,7 +17,7 @@ def test_the_fence_runs_and_finds_nothing_wrong(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1] == "at fault: []"
-    assert len(lines) == 26  # 24 seams, the output and the verdict
+    assert len(lines) == 50  # 48 seams, the output and the verdict
     assert any(line.startswith("backbone.") for line in lines)
 
 
