@@ -56,7 +56,7 @@ async def promoted(found: Supervisor, *numbers: int, hold_s: float = 0.0) -> Non
 
 async def ask(found: Supervisor, image: bytes, version: int | None = None) -> tuple[int, int | None]:
     """(status, release that answered)."""
-    port = found.gateway._runner.addresses[0][1]
+    port = found.gateway.addresses[0][1]
     async with aiohttp.ClientSession() as session:
         if version is None:
             async with session.post(f"http://127.0.0.1:{port}/detect", data=image) as response:

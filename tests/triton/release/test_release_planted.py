@@ -132,7 +132,7 @@ def refused(case: Case, service: Any, spec: str, check: str | None, reason: str)
 
 
 @pytest.mark.parametrize(
-    ("order", "reason"), [("slow", "took longer than"), ("fail", "requests failed"), ("shift", "boxes differ")]
+    ("order", "reason"), [("tardy", "took longer than"), ("fail", "requests failed"), ("shift", "boxes differ")]
 )
 def test_a_release_that_turns_bad_on_probation_is_rolled_back_within_ten_seconds(probation, order, reason) -> None:
     case, service = probation

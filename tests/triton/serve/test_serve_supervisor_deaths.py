@@ -156,7 +156,7 @@ def test_a_port_that_is_taken_is_refused_if_it_was_chosen_and_replaced_if_it_was
             assert caught.value.code == "gateway-port"
             assert servers(case.folder) == []
             async with supervising(case, environment, judge, port=port, kept=True) as found:
-                assert found.gateway._runner.addresses[0][1] not in (0, port)
+                assert found.gateway.addresses[0][1] not in (0, port)
                 await promoted(found, 1)
                 assert await ask(found, case.expected.encoded[0]) == (200, 1)
 
