@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,10 +35,11 @@ def test_removed_members_and_wrong_types_are_found(tmp_path: Path) -> None:
     environment = {**os.environ, "MYPYPATH": f"{STUBS}:{ROOT / 'src'}"}
     done = subprocess.run([*command, str(path)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
     found = [line.partition(": error: ")[2] for line in done.stdout.splitlines() if line.startswith(str(path))]
+    found = [re.sub(r"; maybe .*\?", "", line) for line in found]  # which names are alike is mypy's affair
     assert found == [
         '"IBuilderConfig" has no attribute "max_workspace_size"  [attr-defined]',
         '"type[BuilderFlag]" has no attribute "STRICT_TYPES"  [attr-defined]',
-        '"IExecutionContext" has no attribute "execute_async_v2"; maybe "execute_async_v3"?  [attr-defined]',
+        '"IExecutionContext" has no attribute "execute_async_v2"  [attr-defined]',
         'Incompatible types in assignment (expression has type "str", variable has type "int")  [assignment]',
     ], done.stdout + done.stderr
 
