@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from redline.errors import BadInput, TrialError
 from redline.live import engine_options
 from redline.plan.candidates import MAX_BATCH, MOST_BUCKETS, no_minimal
-from redline.plan.gpu import NO_INT8, asked_precisions
+from redline.plan.gpu import NO_INT8, asked_precisions, first_gpu
 from redline.prepare import export_graphs, load_subject, run_id
 from redline.records import Candidate, EngineBuild, ProfileKind, Spec, Verdict
 from redline.records.spec import Precision
@@ -48,11 +48,8 @@ class Built:
 class Replayed:
     build: EngineBuild
     """The engine that was built again."""
-    seconds: float
-    same_bytes: bool
-    same_tactics: bool
-    changed: tuple[str, ...]
-    """Layers whose tactic, type or fused nodes differ."""
+    found: Replay
+    """What is equal."""
     verdict: Verdict
 
 
@@ -88,14 +85,7 @@ def replay(store: Store, prefix: str, *, progress: Progress) -> Replayed:
     library = find("tensorrt-rtx" if record.library == "tensorrt-rtx" else "tensorrt")
     with progress.build(f"engine {record.digest[:12]} again") as on_phase:
         found = tensorrt_store.replay(record, library, store, on_phase=on_phase)
-    return Replayed(
-        build=record,
-        seconds=found.seconds,
-        same_bytes=found.same_bytes,
-        same_tactics=found.same_tactics,
-        changed=found.changed,
-        verdict=_compared(record, found),
-    )
+    return Replayed(build=record, found=found, verdict=_compared(record, found))
 
 
 def judge(build: EngineBuild) -> Verdict:
@@ -182,19 +172,18 @@ def _with_shapes(subject: Subject, candidate: Candidate) -> Candidate:
 def _foundry(spec: Spec, wanted: Wanted, store: Store, journal: Journal, progress: Progress) -> Foundry:
     """For the GPU here, or ahead of time. Raises BadInput if there is nothing to build with or for."""
     from redline.engine.foundry import Foundry
-    from redline.engine.tensorrt_store import Place
+    from redline.engine.tensorrt_store import AHEAD_OF_TIME
     from redline.engine.tensorrt_versions import find
 
     if wanted.capabilities:
-        return Foundry(find("tensorrt-rtx"), store, journal, progress.build, place=Place("", ""))
+        return Foundry(find("tensorrt-rtx"), store, journal, progress.build, place=AHEAD_OF_TIME)
     from redline.doctor import inspect_machine
     from redline.gpus import open_foundry
 
     if not inspect_machine().gpus:
         fix = "--capability 8.9 builds ahead of time for GPUs of that kind, with tensorrt-rtx"
         raise BadInput("build.no-gpu", "an engine is built on the GPU that will run it, and there is none here", fix=fix)
-    first = spec.target.devices.removeprefix("cuda:").split(",")[0]
-    foundry, facts = open_foundry(store, journal, progress, device=int(first) if first.isdigit() else 0)
+    foundry, facts = open_foundry(store, journal, progress, device=first_gpu(spec.target.devices))
     if foundry is None:
         raise BadInput("build.no-tensorrt", "TensorRT cannot be used here", got=facts.problem, fix="see `redline doctor`")
     return foundry

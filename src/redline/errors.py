@@ -30,6 +30,10 @@ class RedlineError(Exception):
             lines.append(f"  fix:     {self.fix}")
         return "\n".join(lines)
 
+    def line(self) -> str:
+        """The same in one line, for a table or a list of reasons."""
+        return "; ".join(line.strip() for line in self.text().splitlines())
+
 
 class BadInput(RedlineError):
     """The user's spec, model, weights or data cannot be used as given."""

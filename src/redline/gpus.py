@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from redline.errors import BadInput, TrialError
-from redline.plan.gpu import GpuAbilities
+from redline.plan.gpu import GpuAbilities, first_gpu
 from redline.records import EngineRecord, TensorRTFacts
 
 if TYPE_CHECKING:
@@ -59,9 +59,8 @@ def open_gpus(
     except TrialError as error:
         if spec.target.devices != "auto":
             raise BadInput(error.code, error.what, got=error.got, fix=error.fix) from error
-        return None, "; ".join(line.strip() for line in error.text().splitlines())
-    first = 0 if spec.target.devices == "auto" else int(spec.target.devices.removeprefix("cuda:").split(",")[0])
-    foundry, facts = open_foundry(store, journal, progress, device=first)
+        return None, error.line()
+    foundry, facts = open_foundry(store, journal, progress, device=first_gpu(spec.target.devices))
     return GpuHost(gpus, facts, foundry), ""
 
 
@@ -82,7 +81,7 @@ def open_foundry(
     try:
         return Foundry(find(), store, journal, progress.build, device=device), facts
     except TrialError as error:
-        return None, replace(facts, problem="; ".join(line.strip() for line in error.text().splitlines()))
+        return None, replace(facts, problem=error.line())
 
 
 @contextmanager

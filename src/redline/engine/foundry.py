@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from redline.engine.tensorrt_store import Place, build_engine, engine_key
+from redline.engine.tensorrt_store import Place, build_engine, engine_key, place_on
 from redline.errors import TrialError
 from redline.store import digest_of
 
@@ -38,7 +38,7 @@ class Foundry:
         """`place`: where the plans are good for; None asks the GPU `device`. Raises TrialError (engine-cuda) without one."""
         self.library, self.store, self.device = library, store, device
         self._journal, self._watch = journal, watch
-        self._place = place if place is not None else _here(device)
+        self._place = place if place is not None else place_on(device)
         self.builds: dict[str, EngineBuild] = {}
         """Every engine asked for, by the plan's digest, those that failed their proof too."""
 
@@ -94,10 +94,3 @@ def require_proved(build: EngineBuild) -> None:
         allowed=f"{proof.allowed_share:.0%}",
         fix="a higher optimisation level, other tactic sources, or FP32 asked for in these layers",
     )
-
-
-def _here(device: int) -> Place:
-    from redline.engine import cuda
-
-    name, capability, driver = cuda.describe(device)
-    return Place(f"{name} {capability}", driver)

@@ -51,14 +51,8 @@ def layer_times(
             times.setdefault(layer_name, []).append(ms)
 
     nodes = {layer.name: layer.nodes for layer in layers}
-    context = runner.engine.create_execution_context()
     with runner.lane() as lane:
-        lane.upload(batch)
-        context.set_optimization_profile_async(lane.profile_of(batch.shape), lane.stream.address)
-        lane.stream.wait()
-        context.set_input_shape(lane.input, tuple(batch.shape))
-        for name, buffer in lane.buffers.items():
-            context.set_tensor_address(name, buffer.device)
+        context = lane.context_beside(batch)
         context.profiler = profiler = Profiler()
         for _ in range(repeats + 5):
             context.execute_async_v3(lane.stream.address)

@@ -64,16 +64,8 @@ def debug_values(runner: TensorRTRunner, batch: Tensor) -> dict[str, NDArray[Any
         else:
             found[name] = cuda.fetch(address, shape, dtype, stream)
 
-    context = runner.engine.create_execution_context()
-    if context is None:
-        raise TrialError("engine-memory", "No memory for an execution context", fix="free the GPU's memory")
     with runner.lane() as lane:
-        lane.upload(batch)
-        context.set_optimization_profile_async(lane.profile_of(batch.shape), lane.stream.address)
-        lane.stream.wait()
-        context.set_input_shape(lane.input, tuple(batch.shape))
-        for name, buffer in lane.buffers.items():
-            context.set_tensor_address(name, buffer.device)
+        context = lane.context_beside(batch)
         listener = library.listen(context, receive)
         if not context.execute_async_v3(lane.stream.address):
             raise TrialError("engine-run", "TensorRT failed on an input", got=str(tuple(batch.shape)))

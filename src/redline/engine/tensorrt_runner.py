@@ -119,6 +119,11 @@ class TensorRTRunner:
         self._alive = (None, None)
 
 
+def no_memory(log: Log) -> TrialError:
+    fix = "smaller profiles, fewer inferences in flight, or free the GPU's memory"
+    return TrialError("engine-memory", "No memory for an execution context", got=log.tail(), fix=fix)
+
+
 class Lane:
     """One inference at a time: a stream, a context for each profile, and buffers for the largest shapes."""
 
@@ -155,8 +160,7 @@ class Lane:
         for index, (_, _, largest) in enumerate(self._profiles):
             context = self._engine.create_execution_context()
             if context is None:
-                fix = "smaller profiles, fewer inferences in flight, or free the GPU's memory"
-                raise TrialError("engine-memory", "No memory for an execution context", got=self._log.tail(), fix=fix)
+                raise no_memory(self._log)
             context.set_optimization_profile_async(index, self.stream.address)
             self.stream.wait()
             context.set_input_shape(self.input, largest)
@@ -168,6 +172,20 @@ class Lane:
         self.buffers = {}
         for name, size in sizes.items():
             self.buffers[name] = cuda.Buffer(size)
+
+    def context_beside(self, batch: Tensor) -> Any:
+        """A context of its own on the lane's buffers, with `batch` uploaded: for a profiler or a listener, which would slow the
+        lane's. Raises TrialError: engine-shape, engine-memory."""
+        self.upload(batch)
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise no_memory(self._log)
+        context.set_optimization_profile_async(self.profile_of(batch.shape), self.stream.address)
+        self.stream.wait()
+        context.set_input_shape(self.input, tuple(batch.shape))
+        for name, buffer in self.buffers.items():
+            context.set_tensor_address(name, buffer.device)
+        return context
 
     def run(self, batch: Tensor) -> tuple[Tensor, ...]:
         """Through pinned memory; returns arrays the caller owns. Raises TrialError: engine-shape, engine-run."""

@@ -29,10 +29,16 @@ class Place:
     driver: str
 
 
+AHEAD_OF_TIME = Place("", "")
+
+
 def place_of(options: BuildOptions, device: int) -> Place:
     """Raises TrialError: engine-cuda without a GPU, unless the options name compute capabilities."""
-    if options.capabilities:
-        return Place("", "")
+    return AHEAD_OF_TIME if options.capabilities else place_on(device)
+
+
+def place_on(device: int) -> Place:
+    """Raises TrialError: engine-cuda without such a GPU."""
     from redline.engine import cuda
 
     name, capability, driver = cuda.describe(device)

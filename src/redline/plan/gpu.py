@@ -20,6 +20,7 @@ from redline.records import (
     Spec,
     TensorRTFacts,
     Traffic,
+    gpu_indices,
 )
 from redline.records.spec import Precision
 
@@ -56,7 +57,7 @@ def pick_gpus(wanted: str, names: Sequence[str]) -> tuple[tuple[int, ...], tuple
         others = (index for index in range(len(names)) if index not in alike)
         reason = f"another kind than GPU 0 ({names[0]}): one queue over unlike GPUs has the tail of the slowest"
         return alike, tuple(Refusal(what=f"GPU {index} ({names[index]})", reason=reason) for index in others)
-    chosen = tuple(int(index) for index in wanted.removeprefix("cuda:").split(","))
+    chosen = gpu_indices(wanted)
     absent = [index for index in chosen if index >= len(names)]
     if absent:
         there = ", ".join(f"cuda:{index} {name}" for index, name in enumerate(names))
@@ -65,6 +66,11 @@ def pick_gpus(wanted: str, names: Sequence[str]) -> tuple[tuple[int, ...], tuple
             "plan.no-gpu", f"[target] devices names a GPU that is not here: {absent[0]}", got=wanted, allowed=there, fix=fix
         )
     return chosen, ()
+
+
+def first_gpu(wanted: str) -> int:
+    """Index of the GPU on which engines for `[target] devices` are built; the first one where none is named."""
+    return gpu_indices(wanted)[0] if wanted.startswith("cuda:") else 0
 
 
 def device_names(indices: Sequence[int]) -> tuple[str, ...]:
@@ -192,5 +198,5 @@ def _no_profiles(candidate: Candidate, traffic: Traffic, preprocess: Preprocess,
     try:
         engine_profiles(candidate, traffic, preprocess, most, memory_bytes)
     except BadInput as error:
-        return "; ".join(line.strip() for line in error.text().splitlines())
+        return error.line()
     return None

@@ -60,6 +60,7 @@ from redline.records.run import (
     TensorDelta,
     Trial,
     Verdict,
+    gpu_indices,
 )
 from redline.records.serve import (
     Action,
@@ -167,4 +168,5 @@ __all__ = [
     "Truth",
     "Verdict",
     "Verification",
+    "gpu_indices",
 ]

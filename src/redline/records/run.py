@@ -37,6 +37,11 @@ class Serving:
     """Requests that may wait; more are refused at once."""
 
 
+def gpu_indices(device: str) -> tuple[int, ...]:
+    """GPUs of "cuda:0" or "cuda:0,1", as CUDA counts them; none of "cpu"."""
+    return tuple(int(index) for index in device.removeprefix("cuda:").split(",")) if device != "cpu" else ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """Every knob of a deployment, one record."""
@@ -63,7 +68,7 @@ class Candidate:
     @property
     def gpus(self) -> tuple[int, ...]:
         """Indices of its GPUs, as CUDA counts them; empty on the CPU."""
-        return tuple(int(index) for index in self.device.removeprefix("cuda:").split(",")) if self.device != "cpu" else ()
+        return gpu_indices(self.device)
 
     @property
     def shape_name(self) -> str:

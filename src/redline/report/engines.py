@@ -42,11 +42,16 @@ class BuiltLike(Protocol):
     def verdict(self) -> Verdict: ...
 
 
-class ReplayedLike(BuiltLike, Protocol):
+class ReplayLike(Protocol):
     @property
     def seconds(self) -> float: ...
     @property
     def changed(self) -> tuple[str, ...]: ...
+
+
+class ReplayedLike(BuiltLike, Protocol):
+    @property
+    def found(self) -> ReplayLike: ...
 
 
 def engine_rows(record: RunRecord) -> list[EngineRow]:
@@ -163,8 +168,8 @@ def built_text(built: BuiltLike) -> RenderableType:
 def replayed_text(again: ReplayedLike) -> RenderableType:
     mark, style = MARKS[again.verdict.answer]
     rows = [("found", again.verdict.reason)]
-    rows.append(("built in", f"{words.duration(again.seconds)}, the first time {words.duration(again.build.seconds)}"))
-    rows += [("changed", _few(again.changed, 8))] if again.changed else []
+    rows.append(("built in", f"{words.duration(again.found.seconds)}, the first time {words.duration(again.build.seconds)}"))
+    rows += [("changed", _few(again.found.changed, 8))] if again.found.changed else []
     return Group(Text.assemble((mark, style), f" engine {again.build.digest[:12]} built again"), _grid(rows))
 
 

@@ -175,7 +175,7 @@ def test_build_makes_the_engine_of_the_run_and_replay_compares_it(machine: FakeT
     machine.tactic = "tactic_b"
     changed = api.replay(built.build.digest[:10], runs=runs, progress=False)
     assert changed.verdict.answer == "fail"
-    assert changed.changed
+    assert changed.found.changed
 
 
 def test_several_inferences_on_two_gpus_answer_as_one(
