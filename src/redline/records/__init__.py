@@ -19,6 +19,7 @@ from redline.records.detect import (
     Traffic,
     Truth,
 )
+from redline.records.device import Arithmetic, DeviceFacts, MigSlice, Price, Sourced
 from redline.records.engine import (
     Anatomy,
     BuildOptions,
@@ -93,6 +94,7 @@ __all__ = [
     "Accuracy",
     "Action",
     "Anatomy",
+    "Arithmetic",
     "BoundaryCheck",
     "BoxMatch",
     "Buckets",
@@ -110,6 +112,7 @@ __all__ = [
     "Detections",
     "Detector",
     "Determinism",
+    "DeviceFacts",
     "EngineBuild",
     "EngineFacts",
     "EngineProfile",
@@ -129,6 +132,7 @@ __all__ = [
     "Load",
     "LoadMode",
     "MapDrop",
+    "MigSlice",
     "ModelFacts",
     "ModelSpec",
     "Noise",
@@ -143,6 +147,7 @@ __all__ = [
     "PrecisionProof",
     "Predict",
     "Preprocess",
+    "Price",
     "ProfileKind",
     "Refusal",
     "Release",
@@ -156,6 +161,7 @@ __all__ = [
     "ShapeCheck",
     "ShapePolicy",
     "ShapeShare",
+    "Sourced",
     "Spec",
     "Switch",
     "TargetSpec",
