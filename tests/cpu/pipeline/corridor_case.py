@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
+from redline import workbench
 from redline.demo.scenes import write_dataset
+
+# Shorter loads: these tests are about what is measured and kept, not about the figures.
+BRIEF = {"SCREEN_S": 0.5, "SHORTEST_S": 0.5, "OBJECTIVE_REQUESTS": 40, "STEP_REQUESTS": 20, "WARM_UP_S": 0.5}
 
 SPEC = """
 [model]
@@ -61,6 +66,12 @@ def project(
     return spec
 
 
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """Shorter loads in this process."""
+    for name, value in BRIEF.items():
+        patch.setattr(workbench, name, value)
+
+
 def journal(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -93,3 +104,11 @@ class Boxes(nn.Module):
 
 def boxes() -> nn.Module:
     return Boxes()
+
+
+if __name__ == "__main__":  # `redline` with shorter loads, for the tests that need a process of its own
+    from redline.cli import main
+
+    for name, value in BRIEF.items():
+        setattr(workbench, name, value)
+    main()

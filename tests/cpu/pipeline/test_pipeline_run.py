@@ -12,21 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-from corridor_case import DEMO, journal, project
+from corridor_case import DEMO, journal, project, shorten
 
-from redline import api, workbench
+from redline import api
 from redline.records import SCHEMA_VERSION, RunRecord
 from redline.store import Store
 
 MEASURED = {"screen", "pilot", "objective", "step", "parity", "detections"}
 HERE = Path(__file__).parent
-
-
-def shorten(patch: pytest.MonkeyPatch) -> None:
-    """Shorter loads in this process: these tests are about what is measured and kept, not about the figures."""
-    brief = {"SCREEN_S": 0.5, "SHORTEST_S": 0.5, "OBJECTIVE_REQUESTS": 80, "STEP_REQUESTS": 30, "WARM_UP_S": 0.5}
-    for name, value in brief.items():
-        patch.setattr(workbench, name, value)
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +134,7 @@ def test_gc_keeps_what_a_run_needs_and_frees_what_none_does(finished: tuple[Path
 
 def test_killed_and_run_again_nothing_is_measured_twice(spec_folder: Path) -> None:
     spec = project(spec_folder, scenes=8)
-    command = [sys.executable, "-m", "redline.cli", "run", str(spec), "--runs", str(spec_folder / "runs")]
+    command = [sys.executable, str(HERE / "corridor_case.py"), "run", str(spec), "--runs", str(spec_folder / "runs")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -164,7 +157,7 @@ def test_killed_and_run_again_nothing_is_measured_twice(spec_folder: Path) -> No
 
 def test_two_runs_at_once_share_one_folder(spec_folder: Path) -> None:
     spec = project(spec_folder, scenes=8)
-    command = [sys.executable, "-m", "redline.cli", "run", str(spec), "--runs", str(spec_folder / "runs")]
+    command = [sys.executable, str(HERE / "corridor_case.py"), "run", str(spec), "--runs", str(spec_folder / "runs")]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate(timeout=240)[1] for process in both]
     assert both[0].returncode == both[1].returncode, errors
