@@ -1,7 +1,7 @@
 """`make demo` again and again, as a newcomer runs it: exit code, seconds and what the machine did meanwhile.
 
-Protocol: the checkout is installed first (`make install`, not timed). Before each run its folders `demo` and `runs` are removed, so
-that nothing is reused. A run counts whatever else the machine does; steal and the load of other processes are recorded.
+Protocol: the checkout is installed first (`make install`, not timed). Before each run its folders `demo` and `runs` are
+removed, so that nothing is reused. A run counts whatever else the machine does; steal and idle shares are recorded.
 
     python benchmarks/demo_runs.py [--runs 20] [--log FOLDER] [--output FILE]
 """
