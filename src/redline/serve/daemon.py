@@ -107,6 +107,10 @@ class _Runner:
         self._loop.run_until_complete(main)  # type: ignore[arg-type]
 
 
+_DETACHED: list[subprocess.Popen[bytes]] = []
+"""Services that outlive this process are kept, so that one which ends before it is reaped and none is warned of."""
+
+
 def start_detached(folder: Path) -> Service:
     """Start the service of `folder` as a process of its own and wait until it answers. Raises BadInput with its log's end."""
     running = running_service(folder)
@@ -118,6 +122,7 @@ def start_detached(folder: Path) -> Service:
     while time.monotonic() < deadline:
         found = running_service(folder)
         if found is not None:
+            _DETACHED.append(process)
             return found
         if process.poll() not in (None, RUNS_ALREADY):
             break
