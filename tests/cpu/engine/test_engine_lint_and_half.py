@@ -112,6 +112,20 @@ def test_sensitive_operators_stay_in_float32(operator: str, tmp_path: Path, smal
     assert "act" in wide_nodes(node_facts(onnx.load(half.path), (1, 3, 8, 8)))
 
 
+def test_a_weight_beyond_float16_is_refused_with_its_node_unless_that_is_held(tmp_path: Path, small: Any) -> None:
+    full = small()
+    model = onnx.load(full.path)
+    large = numpy_helper.from_array(np.full((4, 3, 3, 3), 7e4, np.float32), "stem.weight")
+    model.graph.initializer[0].CopyFrom(large)
+    onnx.save(model, full.path)
+    with pytest.raises(TrialError, match=r"stem.weight does not fit float16") as caught:
+        export_half(full, tmp_path)
+    assert "--wide stem" in str(caught.value.fix)
+    held = onnx.load(export_half(full, tmp_path, wide_nodes=("stem",)).path)
+    kinds = {weight.name: weight.data_type for weight in held.graph.initializer}
+    assert kinds == {"stem.weight": TensorProto.FLOAT, "last.weight": TensorProto.FLOAT16}
+
+
 def test_nodes_can_be_held_and_outputs_left_narrow(tmp_path: Path, small: Any) -> None:
     full = small()
     held = export_half(full, tmp_path, wide_nodes=("stem",))
