@@ -150,6 +150,7 @@ def order_of(subject: Subject, graphs: Graphs, candidate: Candidate, foundry: Fo
     rebuild = ["redline build", subject.spec.path, "--precision", candidate.precision, "--profiles", str(candidate.profiles)]
     rebuild += ["--minimal"] if (candidate.shapes, candidate.profiles) == ("minimal", "exact") else []
     rebuild += ["--batched"] if candidate.batch > 1 else []
+    rebuild += [word for node in candidate.wide for word in ("--wide", node)]
     return Order(foundry, engine_options(subject, graphs, candidate, foundry), " ".join(rebuild))
 
 

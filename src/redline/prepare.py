@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,11 +38,15 @@ class Graphs:
     half: OnnxModel | None = None
     """The network in FP16, for engines on a GPU."""
     half_failure: str | None = None
+    held: Callable[[tuple[str, ...]], OnnxModel] | None = None
+    """The network in FP16 with these nodes in FP32. Raises TrialError: export-half. None: as `half`."""
 
     def of(self, candidate: Candidate) -> OnnxModel | None:
         """The graph that a candidate's engine is made from."""
         if candidate.prepost == "graph":
             return self.end_to_end
+        if candidate.wide and self.held is not None:
+            return self.held(candidate.wide)
         return self.half if candidate.runner == "tensorrt" and candidate.precision == "fp16" else self.network
 
 
@@ -88,6 +93,7 @@ def export_graphs(subject: Subject, store: Store, journal: Journal, progress: Pr
             end_to_end_failure="not made for a GPU",
             half=half,
             half_failure=failure,
+            held=_held(network, once) if (half, failure) != (None, None) else None,
         )
     with progress.stage("export with pre- and post-processing"):
         whole = {"network": network.digest, "postprocess": detector.postprocess, **key}
@@ -116,6 +122,17 @@ def _half(
             return once("export-half", key, lambda folder: export_half(network, folder), (network.digest,)), None
         except TrialError as error:
             return None, error.text()
+
+
+def _held(network: OnnxModel, once: Callable[..., OnnxModel]) -> Callable[[tuple[str, ...]], OnnxModel]:
+    from redline.export.half import export_half
+
+    @functools.cache
+    def held(wide: tuple[str, ...]) -> OnnxModel:
+        key = {"network": network.digest, "tools": tool_versions(), "wide": wide}
+        return once("export-half", key, lambda folder: export_half(network, folder, wide_nodes=wide), (network.digest,))
+
+    return held
 
 
 def _exported(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from redline.engine.tensorrt_store import Place, build_engine, engine_key, place_on
+from redline.engine.tensorrt_store import Place, build_engine, engine_key, place_on, timed_plan
 from redline.errors import TrialError
 from redline.store import digest_of
 
 if TYPE_CHECKING:
-    from redline.engine.tensorrt_builder import OnPhase
+    from redline.engine.segments import Look
+    from redline.engine.tensorrt_builder import OnPhase, Plan
     from redline.engine.tensorrt_versions import Library
-    from redline.records import BuildOptions, EngineBuild, OnnxModel
+    from redline.records import BuildOptions, EngineBuild, OnnxModel, Runner
+    from redline.records.detect import Tensor
     from redline.store import Journal, Store
 
 OPTIMIZATION_LEVEL = 3
@@ -63,6 +65,34 @@ class Foundry:
 
     def plan(self, build: EngineBuild) -> bytes:
         return self.store.path(build.digest).read_bytes()
+
+    def open(self, build: EngineBuild) -> Runner:
+        """The engine by itself on its GPU, one inference at a time. Raises TrialError as `TensorRTRunner` does."""
+        return self._open(self.plan(build), [fact.name for fact in build.outputs], graphs=True)
+
+    def open_cut(self, cut: OnnxModel, options: BuildOptions, name: str) -> Runner:
+        """An engine of a graph with further outputs, which is not kept; what was timed for it is."""
+        return self._open(self._glance(cut, options, name).data, [fact.name for fact in cut.outputs], graphs=False)
+
+    def look(self, onnx: OnnxModel, options: BuildOptions, batch: Tensor, name: str) -> Look | None:
+        """Into engines of the graph by debug tensors; None where the version has none."""
+        if not self.library.debug_tensors:
+            return None
+        from redline.engine.tensorrt_debug import look_by_debug_tensors
+
+        def build(watched: Sequence[str]) -> Plan:
+            return self._glance(onnx, options, name, watched)
+
+        return look_by_debug_tensors(onnx.path, options, self.library, batch, device=self.device, build=build)
+
+    def _glance(self, onnx: OnnxModel, options: BuildOptions, name: str, watched: Sequence[str] = ()) -> Plan:
+        with self._watch(f"look into {name}") as on_phase:
+            return timed_plan(onnx.path, options, self.library, self.store, self._place, on_phase, watched)[0]
+
+    def _open(self, plan: bytes, outputs: Sequence[str], *, graphs: bool) -> Runner:
+        from redline.engine.tensorrt_runner import TensorRTRunner
+
+        return TensorRTRunner(plan, self.library, device=self.device, graphs=graphs, outputs=outputs)
 
 
 def convolution_sources(library: Library) -> tuple[str, ...] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +16,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from redline.engine.segments import Look
+    from redline.engine.tensorrt_builder import Plan
     from redline.engine.tensorrt_runner import TensorRTRunner
     from redline.engine.tensorrt_versions import Library
     from redline.records import BuildOptions
     from redline.records.detect import Tensor
 
 
-def look_by_debug_tensors(path: str, options: BuildOptions, library: Library, batch: Tensor, *, device: int = 0) -> Look:
+def look_by_debug_tensors(
+    path: str,
+    options: BuildOptions,
+    library: Library,
+    batch: Tensor,
+    *,
+    device: int = 0,
+    build: Callable[[Sequence[str]], Plan] | None = None,
+) -> Look:
     """Each look builds the graph at `path` with other tensors marked, runs it once and closes it.
 
+    `build`: how it is built with these tensors marked; None: from nothing, without timings of earlier builds.
     A marked tensor is not fused away, as an output would not be. Raises TrialError: engine-ability where the version has none.
     """
     if not library.debug_tensors:
@@ -34,7 +44,8 @@ def look_by_debug_tensors(path: str, options: BuildOptions, library: Library, ba
     def look(cuts: Sequence[str]) -> dict[str, NDArray[Any]]:
         from redline.engine.tensorrt_runner import TensorRTRunner
 
-        plan = build_plan(path, options, library, watched=[name for name in cuts if name not in outputs])
+        watched = [name for name in cuts if name not in outputs]
+        plan = build(watched) if build is not None else build_plan(path, options, library, watched=watched)
         runner = TensorRTRunner(plan.data, library, device=device, graphs=False)
         try:
             found = debug_values(runner, batch)

@@ -14,6 +14,7 @@ from redline.store import Journal, Store, digest_of
 from redline.store.disk import write_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from redline.engine.tensorrt_builder import OnPhase
@@ -121,13 +122,7 @@ def replay(record: EngineBuild, library: Library, store: Store, *, device: int =
 def _build(
     onnx: OnnxModel, options: BuildOptions, library: Library, store: Store, place: Place, device: int, on_phase: OnPhase | None
 ) -> EngineBuild:
-    timings = _timings(store, library, place)
-    with store.lock(f"timing-{timings.name}", what="another engine's build on this GPU"):
-        # One build a GPU at a time: two would disturb each other's timings.
-        known = b"" if options.capabilities else _read(timings)  # nothing is timed where no GPU is
-        plan = build_plan(onnx.path, options, library, timing_cache=known, on_phase=on_phase)
-        if plan.timing_cache and not options.capabilities:
-            write_file(timings, plan.timing_cache, store.scratch)
+    plan, warm = timed_plan(onnx.path, options, library, store, place, on_phase)
     proof, memory = _proof(library, plan, options, device)
     return EngineBuild(
         digest=store.put_bytes(plan.data, kind="plan", suffix=".plan", parents=(onnx.digest,), stage="engine"),
@@ -139,13 +134,33 @@ def _build(
         driver=place.driver,
         options=options,
         seconds=plan.seconds,
-        timing_cache="none" if options.capabilities or not plan.timing_cache else "warm" if known else "cold",
+        timing_cache="none" if options.capabilities or not plan.timing_cache else "warm" if warm else "cold",
         device_memory_bytes=memory,
         inputs=plan.inputs,
         outputs=plan.outputs,
         proof=proof,
         warnings=plan.log.distinct_warnings(),
     )
+
+
+def timed_plan(
+    path: str,
+    options: BuildOptions,
+    library: Library,
+    store: Store,
+    place: Place,
+    on_phase: OnPhase | None = None,
+    watched: Sequence[str] = (),
+) -> tuple[Plan, bool]:
+    """`build_plan` with the timings that the store has for this place, to which it adds; and whether there were any."""
+    timings = _timings(store, library, place)
+    with store.lock(f"timing-{timings.name}", what="another engine's build on this GPU"):
+        # One build a GPU at a time: two would disturb each other's timings.
+        known = b"" if options.capabilities else _read(timings)  # nothing is timed where no GPU is
+        plan = build_plan(path, options, library, timing_cache=known, on_phase=on_phase, watched=watched)
+        if plan.timing_cache and not options.capabilities:
+            write_file(timings, plan.timing_cache, store.scratch)
+    return plan, bool(known)
 
 
 def _proof(library: Library, plan: Plan, options: BuildOptions, device: int) -> tuple[Any, int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from redline.records import EngineProfile
@@ -30,3 +31,13 @@ def boundary_shapes(profiles: Sequence[EngineProfile], stride: int) -> tuple[tup
 
 def _taken(profiles: Sequence[EngineProfile], shape: Shape) -> bool:
     return any(all(low <= size <= high for low, size, high in zip(p.minimum, shape, p.maximum, strict=True)) for p in profiles)
+
+
+def profile_at(profiles: Sequence[EngineProfile], shape: Shape) -> EngineProfile:
+    """The smallest profile that takes `shape`, or the one that most of its axes fit."""
+
+    def outside(profile: EngineProfile) -> tuple[int, int]:
+        axes = zip(profile.minimum, shape, profile.maximum, strict=True)
+        return sum(not low <= size <= high for low, size, high in axes), math.prod(profile.maximum)
+
+    return min(profiles, key=outside)

@@ -32,7 +32,7 @@ from redline.records.engine import (
     Telemetry,
     TensorRTFacts,
 )
-from redline.records.layers import BoundaryCheck, LayerFault, LayerParity, LayerPoint
+from redline.records.layers import BoundaryCheck, HeldNode, LayerFault, LayerParity, LayerPoint
 from redline.records.run import (
     SCHEMA_VERSION,
     Accuracy,
@@ -121,6 +121,7 @@ __all__ = [
     "Failure",
     "Golden",
     "Head",
+    "HeldNode",
     "ImageRef",
     "Knee",
     "LayerFact",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from redline.records.detect import TensorFact
+from redline.records.layers import BoundaryCheck, LayerParity
 from redline.records.spec import Precision
 
 Hardware = Literal["this", "ampere-plus", "same-capability"]
@@ -153,6 +154,10 @@ class EngineRecord:
     anatomy: Anatomy | None = None
     layers: tuple[LayerTime, ...] = ()
     """Slowest first, by TensorRT's profiler, without a CUDA graph."""
+    boundaries: tuple[BoundaryCheck, ...] = ()
+    """Every boundary shape of its profiles, run and compared; empty: they were not run, because its parity failed before."""
+    layer_parity: LayerParity | None = None
+    """None: its parity gave no reason to look inside, or another engine of the same graph was looked into."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,9 +77,22 @@ class BoundaryCheck:
     """An engine at one shape on or next to a limit of its profiles."""
 
     shape: tuple[int, ...]
+    profile: int
+    """Index of the profile that takes it, or whose limit it lies beyond."""
     taken: bool
     """Some profile takes it; False: the engine has to refuse it."""
     max_rel: float
     """As `TensorDelta` has it, of the output that is furthest off."""
     tolerance: float
+    finite: bool
+    """False: NaN or infinity in an output."""
     passed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldNode:
+    """A node that stays in FP32 in a graph that is FP16 otherwise."""
+
+    node: str
+    module: str
+    why: str

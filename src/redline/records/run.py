@@ -7,6 +7,7 @@ from typing import Literal
 
 from redline.records.detect import Buckets, ModelFacts, OnnxModel, ShapePolicy, Traffic
 from redline.records.engine import EngineRecord, Telemetry
+from redline.records.layers import HeldNode
 from redline.records.spec import Precision, Spec
 
 RunnerKind = Literal["torch-eager", "torch-compile", "onnxruntime", "tensorrt"]
@@ -64,6 +65,8 @@ class Candidate:
     """Of a TensorRT engine; None for every other runner."""
     cuda_graphs: bool = False
     """Inferences are replayed as CUDA graphs, one for each shape (TensorRT and torch.compile)."""
+    wide: tuple[str, ...] = ()
+    """ONNX nodes that stay in FP32 although the graph is FP16 otherwise."""
 
     @property
     def gpus(self) -> tuple[int, ...]:
@@ -80,6 +83,8 @@ class Candidate:
         if self.gpus:
             parts[3:4] = [self.profiles] if self.profiles is not None else []
             parts += [self.device] if self.runner != "tensorrt" or self.cuda_graphs else [self.device, "no graphs"]
+        if self.wide:
+            parts.append(f"{len(self.wide)} in fp32")
         if self.prepost == "graph":
             parts.append("in-graph")
         if self.serving is not None:
@@ -267,6 +272,8 @@ class Trial:
     """The winner's objective load again, on a freshly built runner with new arrivals."""
     padding_pct: float | None = None
     """Percent of the pixels of the network inputs that were padding, over the request mix of its loads."""
+    held: tuple[HeldNode, ...] = ()
+    """The nodes of `Candidate.wide`, and why each stays in FP32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

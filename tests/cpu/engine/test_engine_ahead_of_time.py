@@ -10,11 +10,13 @@ import onnx
 import pytest
 from detector_graphs import LARGEST, Graphs
 
+from redline.engine.cuts import wire
 from redline.engine.graph_facts import node_facts, total_flop
 from redline.engine.tensorrt_builder import build_plan
 from redline.engine.tensorrt_lint import lint, require_clean
 from redline.engine.tensorrt_store import build_engine, replay
 from redline.errors import TrialError
+from redline.export.half import export_half
 from redline.records import BuildOptions, EngineBuild, EngineProfile
 from redline.store import Store
 
@@ -103,6 +105,22 @@ def test_debug_tensors_can_be_marked(graphs: Get, library: Library) -> None:
     assert len(plan.data) > 1000
     with pytest.raises(TrialError, match="nowhere"):
         build_plan(graphs("demo").half.path, options, library, watched=("nowhere",))
+
+
+def test_a_graph_with_nodes_held_in_fp32_builds_as_it_is_typed(graphs: Get, library: Library, tmp_path: Path) -> None:
+    full = graphs("demo").full
+    wiring = wire(onnx.load(full.path))
+    layers = [wiring.nodes[index] for index in sorted(wiring.layers)]
+    behind = [wiring.nodes[index] for index in wiring.readers[layers[30].output[0]]]
+    held = {node.name for node in (layers[0], layers[30], *behind, layers[-1])}
+    half = export_half(full, tmp_path, wide_nodes=tuple(held))
+    options = BuildOptions(precision="fp16", profiles=profiles("demo")[:1], capabilities=("8.9",))
+    plan = build_plan(half.path, options, library)
+    assert len(plan.data) > 1000
+    wide = {fact.name for fact in plan.nodes if fact.type == "fp32" and fact.operator != "Cast"}
+    assert held <= wide
+    assert not {layer.name for layer in layers} & (wide - held)
+    assert [output.dtype for output in plan.outputs] == ["float32"]
 
 
 @pytest.mark.parametrize(

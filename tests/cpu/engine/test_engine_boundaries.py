@@ -11,7 +11,7 @@ from detector_graphs import Graphs, compiled
 from fake_tensorrt import FakeTensorRT
 from small_engine import small_options
 
-from redline.boundary import check_boundaries
+from redline.boundary import boundary_failure, check_boundaries
 from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
 from redline.engine.tensorrt_builder import build_plan
 from redline.plan.boundaries import boundary_shapes
@@ -64,6 +64,17 @@ def test_an_engine_that_is_wrong_at_one_corner_is_caught_there(graphs: Get, erro
     corner = (2, 3, profiles[0].minimum[2], profiles[0].maximum[3])
     found = check_boundaries(Spoiled(runner, corner, error), runner, profiles, SMALL, "fp32", ["predictions"], refuses=False)
     assert [check.shape for check in found if not check.passed] == [corner]
+    failure = boundary_failure(found, profiles)
+    assert failure is not None
+    assert failure.code == "engine-boundary"
+    shape = " x ".join(map(str, corner))
+    assert f"{shape} {'gives NaN or infinity' if np.isnan(error) else 'differs by 0.5'}" in str(failure.got)
+    assert f"(profile 0: 1..2 x 3 x {profiles[0].minimum[2]}..{profiles[0].maximum[2]} x" in str(failure.got)
+    # What parity saw on real images is allowed beyond the tolerance; what is not finite never is.
+    lenient = check_boundaries(
+        Spoiled(runner, corner, error), runner, profiles, SMALL, "fp32", ["predictions"], refuses=False, allowed=0.6
+    )
+    assert all(check.passed for check in lenient) is not np.isnan(error)
     runner.close()
 
 
@@ -82,6 +93,10 @@ def test_what_lies_beyond_every_profile_is_refused_and_that_is_checked(
     assert {(2, 3, 16, 8), (1, 3, 16, 16)} <= {check.shape for check in found if check.taken}
     lenient = check_boundaries(reference, reference, options.profiles, unit, "fp32", ["out"], refuses=True)
     assert [check.shape for check in lenient if not check.passed] == beyond  # ONNX Runtime takes any shape
+    assert "2 x 3 x 16 x 17 is not refused (profile 1: 1..2 x 3 x 16 x 8..16)" in str(
+        boundary_failure(lenient, options.profiles)
+    )
+    assert boundary_failure(found, options.profiles) is None
     np.testing.assert_array_equal(
         engine.run(np.ones((1, 3, 8, 8), np.float32))[0], reference.run(np.ones((1, 3, 8, 8), np.float32))[0]
     )
