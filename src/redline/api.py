@@ -141,13 +141,17 @@ def build(
     batched: bool = False,
     level: int | None = None,
     capabilities: tuple[str, ...] = (),
+    wide: tuple[str, ...] = (),
+    layers: bool = False,
     progress: bool = True,
 ) -> Built:
     """Build the TensorRT engine of a spec into the store of `runs`, unless it is there, and prove its precision.
 
     `precision`: None takes the narrowest that the spec names. `profiles` "exact" is of fixed shapes, or with `minimal` of the
     stride's; `batched` takes up to the largest batch of a run instead of one image. `capabilities`, such as "8.9": ahead of
-    time by TensorRT-RTX, without a GPU. A precision that was not obtained is a result, in `Built.verdict`.
+    time by TensorRT-RTX, without a GPU. `wide`: ONNX nodes that an FP16 engine computes in FP32. An engine that can run here is
+    run at every boundary shape of its profiles, and with `layers` compared layer by layer. What is wrong is a result, in
+    `Built.verdict`.
     Raises BadInput for what cannot be asked, TrialError if there is no engine, StoreError if `runs` cannot be written.
     """
     from redline import building
@@ -159,6 +163,8 @@ def build(
         batched=batched,
         level=level,
         capabilities=capabilities,
+        wide=wide,
+        layers=layers,
     )
     return building.build(load_spec(spec_path), wanted, runs=Path(runs), progress=_progress(progress))
 

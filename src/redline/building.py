@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from redline.boundary import boundary_failure
 from redline.errors import BadInput, TrialError
+from redline.inspecting import Inspector, first_bad_layer
 from redline.live import engine_options
 from redline.plan.candidates import MAX_BATCH, MOST_BUCKETS, no_minimal
 from redline.plan.gpu import NO_INT8, asked_precisions, first_gpu
 from redline.prepare import export_graphs, load_subject, run_id
-from redline.records import Candidate, EngineBuild, ProfileKind, Spec, Verdict
+from redline.records import BoundaryCheck, Candidate, EngineBuild, LayerParity, ProfileKind, Spec, Verdict
 from redline.records.spec import Precision
 from redline.store import Journal, Store
 
 if TYPE_CHECKING:
     from redline.engine.foundry import Foundry
     from redline.engine.tensorrt_store import Replay
-    from redline.prepare import Subject
+    from redline.prepare import Graphs, Subject
     from redline.progress import Progress
+    from redline.records.detect import Tensor
 
 LEVELS = range(6)
 
@@ -35,13 +40,20 @@ class Wanted:
     batched: bool = False
     level: int | None = None
     capabilities: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
+    """ONNX nodes to hold in FP32."""
+    layers: bool = False
+    """Compare it layer by layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
     build: EngineBuild
     verdict: Verdict
-    """Of the precision: pass, fail (it fell back) or inconclusive (the inspector does not tell)."""
+    """pass; fail: the precision fell back, a boundary shape or a layer is wrong; inconclusive: the inspector does not tell."""
+    boundaries: tuple[BoundaryCheck, ...] = ()
+    """Every boundary shape of its profiles; empty: it cannot run here, or its precision is not proved."""
+    layers: LayerParity | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +76,7 @@ def build(spec: Spec, wanted: Wanted, *, runs: Path, progress: Progress) -> Buil
         subject = aside.submit(load_subject, asked, progress).result()
         _require_shapes(subject, wanted)
         graphs = aside.submit(export_graphs, subject, store, journal, progress, for_gpu=True).result()
+    _require_nodes(graphs, wanted)
     onnx = graphs.of(candidate)
     if onnx is None:
         why = graphs.network_failure or graphs.half_failure
@@ -73,7 +86,48 @@ def build(spec: Spec, wanted: Wanted, *, runs: Path, progress: Progress) -> Buil
     if wanted.level is not None:
         options = replace(options, optimization_level=wanted.level)
     made = foundry.build(onnx, replace(options, capabilities=wanted.capabilities), candidate.name)
-    return Built(build=made, verdict=judge(made))
+    verdict = judge(made)
+    if wanted.capabilities or verdict.answer != "pass":
+        return Built(build=made, verdict=verdict)
+    inspector = Inspector(
+        subject=subject,
+        graphs=graphs,
+        foundry=foundry,
+        reference=_reference(subject, foundry),
+        store=store,
+        journal=journal,
+        progress=progress,
+    )
+    return _inspected(inspector, candidate, made, verdict, layers=wanted.layers)
+
+
+def _inspected(inspector: Inspector, candidate: Candidate, made: EngineBuild, verdict: Verdict, *, layers: bool) -> Built:
+    checks = inspector.boundaries(candidate, made)
+    failure = boundary_failure(checks, made.options.profiles)
+    reasons = [f"{failure.what}: {failure.got}"] if failure is not None else []
+    found = None
+    if layers:
+        found = inspector.layers(candidate, made, lambda: _first_image(inspector.subject, candidate), "first image").parity
+        reasons += [first_bad_layer(found)] if found.faults else []
+    if reasons:
+        verdict = Verdict(answer="fail", reason="; ".join(reasons))
+    return Built(build=made, verdict=verdict, boundaries=checks, layers=found)
+
+
+def _first_image(subject: Subject, candidate: Candidate) -> Tensor:
+    from redline import vision
+    from redline.data import read_bytes
+
+    image = subject.dataset.images[0]
+    decoded = vision.decode(read_bytes(image), name=image.path)
+    return vision.prepare(decoded, subject.detector.preprocess, candidate.shapes)[0][None]
+
+
+def _reference(subject: Subject, foundry: Foundry) -> Candidate:
+    """FP32, as a run has it."""
+    if subject.detector.module is None:
+        return Candidate(runner="onnxruntime", threads=os.cpu_count() or 1)
+    return Candidate(runner="torch-eager", device=f"cuda:{foundry.device}")
 
 
 def replay(store: Store, prefix: str, *, progress: Progress) -> Replayed:
@@ -143,6 +197,11 @@ def _candidate(spec: Spec, wanted: Wanted) -> Candidate:
         raise BadInput("build.shapes", what, fix="leave it out")
     if wanted.level is not None and wanted.level not in LEVELS:
         raise BadInput("build.level", "no such optimisation level", got=wanted.level, allowed="0 (fastest build) to 5")
+    if wanted.wide and precision != "fp16":
+        raise BadInput("build.wide", f"nodes are held in FP32 in a graph in FP16, not in {precision}", fix="--precision fp16")
+    if wanted.layers and wanted.capabilities:
+        what = "layers are compared by running the engine, and one built ahead of time does not run here"
+        raise BadInput("build.layers", what, fix="leave out --layers or --capability")
     shapes: Any = "minimal" if wanted.minimal or wanted.profiles == "dynamic" else "fixed"
     return Candidate(
         runner="tensorrt",
@@ -152,7 +211,21 @@ def _candidate(spec: Spec, wanted: Wanted) -> Candidate:
         shapes=shapes,
         profiles=wanted.profiles,
         cuda_graphs=True,
+        wide=wanted.wide,
     )
+
+
+def _require_nodes(graphs: Graphs, wanted: Wanted) -> None:
+    from redline.engine.graph_facts import read_graph
+
+    if not wanted.wide or graphs.network is None:
+        return
+    names = [node.name for node in read_graph(graphs.network.path).graph.node]
+    for name in wanted.wide:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            fix = f"did you mean {near[0]}?" if near else "redline build --layers names nodes"
+            raise BadInput("build.wide", "the graph has no such node", got=name, allowed=f"one of its {len(names)}", fix=fix)
 
 
 def _require_shapes(subject: Subject, wanted: Wanted) -> None:

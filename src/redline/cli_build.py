@@ -25,11 +25,13 @@ def build(
     batched: Annotated[bool, typer.Option("--batched", help="For batches too, not for one image at a time.")] = False,
     level: Annotated[int | None, typer.Option(help="Optimisation level, 0 (fastest build) to 5.")] = None,
     capability: Annotated[list[str] | None, typer.Option(help="Ahead of time for this compute capability, as 8.9.")] = None,
+    wide: Annotated[list[str] | None, typer.Option(help="Hold this ONNX node in FP32, in an FP16 engine.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Compare it with FP32 layer by layer.")] = False,
     replay: Annotated[str | None, typer.Option(help="Build the engine of this digest again and compare.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable JSON on standard output.")] = False,
 ) -> None:
-    """Build a TensorRT engine into the store and prove its precision."""
+    """Build a TensorRT engine into the store, prove its precision and run it at every boundary shape."""
     from redline import api
     from redline.report.engines import built_text, replayed_text
 
@@ -50,6 +52,8 @@ def build(
         batched=batched,
         level=level,
         capabilities=tuple(capability or ()),
+        wide=tuple(wide or ()),
+        layers=layers,
         progress=not quiet,
     )
     _show(made, as_json, built_text)

@@ -12,7 +12,7 @@ import numpy as np
 
 from redline import vision
 from redline.data import read_bytes
-from redline.parity import GroundTruth, Observed, compare, determinism, ground_truth, observe
+from redline.parity import GroundTruth, Observed, compare, compare_tensors, determinism, ground_truth, observe
 from redline.predict import Predictor
 from redline.records import Candidate, Detections, ImageRef, ParityReport, Picture, PictureBox
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from redline.live import Live
     from redline.prepare import Subject
     from redline.progress import Progress
-    from redline.records.detect import Image
+    from redline.records.detect import Image, Tensor
 
 PARITY_IMAGES = 4
 """Images whose raw outputs are compared tensor by tensor."""
@@ -93,6 +93,18 @@ class Observer:
             )
             for i in chosen
         )
+
+    def hardest(self, candidate: Candidate) -> Tensor:
+        """(1, 3, H, W): of the images whose raw outputs are compared, the one on which the candidate is furthest off."""
+        reference = self._outputs(replace(self._baseline, shapes=candidate.shapes))
+        names = [output.name for output in self._subject.detector.facts.outputs]
+        off = []
+        for one, other in zip(reference, self._outputs(candidate), strict=True):
+            deltas = compare_tensors(names, [one], [other], candidate.precision)
+            off.append((not all(delta.finite for delta in deltas), max(delta.max_rel for delta in deltas)))
+        image = self._images(PARITY_IMAGES)[max(range(len(off)), key=lambda index: off[index])]
+        tensor: Tensor = vision.prepare(image, self._subject.detector.preprocess, candidate.shapes)[0][None]
+        return tensor
 
     def _compare(self, candidate: Candidate) -> ParityReport:
         # All of the reference's part first: only one runner is open at a time, and some take a minute to build.

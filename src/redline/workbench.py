@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redline.data import read_bytes
 from redline.errors import TrialError
 from redline.evaluate import Observer
-from redline.gpus import GpuHost, dissect, watched
+from redline.examining import Examiner
+from redline.gpus import GpuHost, watched
+from redline.inspecting import Inspector
 from redline.live import Live, identity, open_live, order_of, request_mix
 from redline.measure.knee import find_knee
 from redline.measure.load import closed_loop, open_loop
@@ -102,6 +104,7 @@ class Workbench:
         self._common = _conditions(subject, environment, salt)
         self._mix = request_mix(subject)
         self._observer = Observer(subject, baseline, self._once, self._in_process, progress)
+        self._examiner = self._make_examiner(baseline, salt)
         self._live: Live | ServedLive | None = None
         self._host: Host | None = None
         self._warm = False
@@ -130,7 +133,14 @@ class Workbench:
         self._phase_s, self._budget_s = self._elapsed, self._elapsed + 60 * minutes
 
     def trial(self, candidate: Candidate) -> Trial:
-        return Trial(candidate=candidate, digest=digest_of(self._key(candidate)), seconds=0.0)
+        held = self._examiner.held(candidate) if self._examiner is not None else ()
+        return Trial(candidate=candidate, digest=digest_of(self._key(candidate)), seconds=0.0, held=held)
+
+    def examined(self, trial: Trial) -> Trial:
+        return self._examiner.examined(trial) if self._examiner is not None else trial
+
+    def wider(self, trial: Trial) -> Candidate | None:
+        return self._examiner.wider(trial) if self._examiner is not None else None
 
     def parity(self, candidate: Candidate) -> ParityReport:
         """A served candidate has the accuracy of its network in-process, if the server gives the same detections."""
@@ -151,7 +161,9 @@ class Workbench:
         return self._observer.pictures(choice.candidate) if choice.candidate is not None else ()
 
     def screen(self, candidate: Candidate) -> Load:
-        """Short closed loop with every place taken: capacity."""
+        """Short closed loop with every place taken: capacity. An engine's boundary shapes are right before it counts."""
+        if self._examiner is not None:
+            self._examiner.require_boundaries(candidate)
 
         def load(live: Live | ServedLive) -> Load:
             return closed_loop(
@@ -204,33 +216,37 @@ class Workbench:
         return tuple(self._completed(trial) for trial in trials)
 
     def engines(self, trials: tuple[Trial, ...]) -> tuple[EngineRecord, ...]:
-        """Every TensorRT engine of the run; of those that a trial measured, where an inference's time goes in them."""
-        if self._foundry is None:
-            return ()
-        first = {trial.engine: trial.candidate for trial in reversed(trials) if trial.screen is not None}
-        return tuple(
-            self._dissected(build, first[digest]) if digest in first else EngineRecord(build=build)
-            for digest, build in self._foundry.builds.items()
-        )
+        """Every TensorRT engine of the run; see `Examiner.engines`."""
+        return self._examiner.engines(trials) if self._examiner is not None else ()
 
-    def _dissected(self, build: EngineBuild, candidate: Candidate) -> EngineRecord:
+    def _make_examiner(self, baseline: Candidate, salt: str) -> Examiner | None:
+        if self._foundry is None:
+            return None
+        inspector = Inspector(
+            subject=self._subject,
+            graphs=self._graphs,
+            foundry=self._foundry,
+            reference=baseline,
+            store=self._store,
+            journal=self._journal,
+            progress=self._progress,
+            salt=salt,
+        )
+        return Examiner(inspector, self._observer, self._built, self._anatomy, self.close)
+
+    def _anatomy(self, candidate: Candidate, dissect: Callable[[Live], EngineRecord]) -> EngineRecord:
         def compute() -> EngineRecord:
             live = self._in_process(candidate)
             with self._store.lock("measure"), self._progress.stage(f"anatomy of {candidate.name}"):
-                return dissect(live, build)
+                return dissect(live)
 
-        try:
-            found: EngineRecord = self._once("anatomy", candidate, "engine-record", EngineRecord, compute)
-        except TrialError as error:  # what was measured before stands
-            self._progress.note(error.text())
-            return EngineRecord(build=build)
-        return found
+        return self._once("anatomy", candidate, "engine-record", EngineRecord, compute)
 
-    def _built(self, candidate: Candidate) -> str | None:
-        """Digest of the plan of a TensorRT candidate: built by now, so the store has it."""
+    def _built(self, candidate: Candidate) -> EngineBuild | None:
+        """The engine of a TensorRT candidate, which is built unless the store has it."""
         order = order_of(self._subject, self._graphs, candidate, self._foundry)
         graph = self._graphs.of(candidate)
-        return None if order is None or graph is None else order.foundry.engine(graph, order.options, candidate.name).digest
+        return None if order is None or graph is None else order.foundry.engine(graph, order.options, candidate.name)
 
     @property
     def _objective(self) -> Any:
@@ -240,7 +256,8 @@ class Workbench:
         spent = self._spent.get(trial.candidate, 0.0)
         if trial.failure is not None and trial.screen is None:
             return replace(trial, seconds=spent)
-        engine = self._built(trial.candidate) or self._identity(trial.candidate)
+        built = self._built(trial.candidate)
+        engine = built.digest if built is not None else self._identity(trial.candidate)
         build = self._once("build", trial.candidate, "build", Build, lambda: self._timed_build(trial.candidate))
         padding = self._mix.padding_pct(self._subject.detector.preprocess, trial.candidate.shapes)
         return replace(trial, seconds=spent, engine=engine, build_seconds=build.seconds, padding_pct=padding)

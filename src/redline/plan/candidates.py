@@ -42,6 +42,8 @@ class Space:
 
     def lawful(self, candidate: Candidate) -> bool:
         """The one statement of what may be combined."""
+        if candidate.wide and (candidate.runner, candidate.precision) != ("tensorrt", "fp16"):
+            return False
         if candidate.device not in self.devices:
             return False
         if candidate.gpus:

@@ -9,7 +9,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from redline.records import Anatomy, EngineBuild, EngineRecord, Load, RunRecord, Telemetry, Trial, Verdict
+from redline.records import (
+    Anatomy,
+    BoundaryCheck,
+    EngineBuild,
+    EngineRecord,
+    LayerParity,
+    Load,
+    RunRecord,
+    Telemetry,
+    Trial,
+    Verdict,
+)
 from redline.report import facts, words
 
 MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "inconclusive": ("?", "yellow")}
@@ -31,15 +42,28 @@ class EngineRow:
     cache: str
     against_compile: str
     """Capacity over that of the fastest torch.compile, and whether the engine is worth it."""
+    wide: str
+    """Nodes that stay in FP32, and why."""
+    boundaries: str
+    boundaries_style: str
+    layers: str
+    """Where the error begins, if layers were compared."""
     word: str
     style: str
 
 
-class BuiltLike(Protocol):
+class ProvedLike(Protocol):
     @property
     def build(self) -> EngineBuild: ...
     @property
     def verdict(self) -> Verdict: ...
+
+
+class BuiltLike(ProvedLike, Protocol):
+    @property
+    def boundaries(self) -> tuple[BoundaryCheck, ...]: ...
+    @property
+    def layers(self) -> LayerParity | None: ...
 
 
 class ReplayLike(Protocol):
@@ -49,7 +73,7 @@ class ReplayLike(Protocol):
     def changed(self) -> tuple[str, ...]: ...
 
 
-class ReplayedLike(BuiltLike, Protocol):
+class ReplayedLike(ProvedLike, Protocol):
     @property
     def found(self) -> ReplayLike: ...
 
@@ -73,6 +97,10 @@ def _row(record: RunRecord, engine: EngineRecord, choice: Trial | None) -> Engin
         profiles="; ".join(_profile(build, index) for index in range(len(build.options.profiles))),
         cache=build.timing_cache,
         against_compile=_against_compile(record, build.digest),
+        wide=_held(record, build.digest),
+        boundaries=boundaries_text(engine.boundaries),
+        boundaries_style="fail" if any(not check.passed for check in engine.boundaries) else "pass",
+        layers=layers_text(engine.layer_parity) if engine.layer_parity is not None else "",
         word="proved" if proof.proved else "fell back" if fell else "not proved",
         style="pass" if proof.proved else "fail" if fell else "inconclusive",
     )
@@ -81,6 +109,47 @@ def _row(record: RunRecord, engine: EngineRecord, choice: Trial | None) -> Engin
 def obtained(build: EngineBuild) -> str:
     """The share of the operations in each precision."""
     return ", ".join(f"{kind.upper()} {words.percent(100 * share, 1)}" for kind, share in build.proof.shares) or words.NONE
+
+
+def _held(record: RunRecord, digest: str) -> str:
+    trial = next((trial for trial in facts.every_trial(record) if trial.engine == digest and trial.held), None)
+    if trial is None:
+        return ""
+    why = {held.why: _few(tuple(other.node for other in trial.held if other.why == held.why), NODES) for held in trial.held}
+    return "; ".join(f"{nodes}: {reason}" for reason, nodes in why.items())
+
+
+def boundaries_text(checks: tuple[BoundaryCheck, ...]) -> str:
+    """How many boundary shapes there are and were right, or which were not."""
+    if not checks:
+        return words.NONE
+    wrong = [check for check in checks if not check.passed]
+    if not wrong:
+        taken = [check for check in checks if check.taken]
+        worst = max((check.max_rel for check in taken), default=0.0)
+        refused = f", {len(checks) - len(taken)} beyond refused" if len(checks) > len(taken) else ""
+        return f"{len(taken)} right (differ by {words.scientific(worst)} at most){refused}"
+    return f"{len(wrong)} of {len(checks)} wrong: " + _few(tuple(_boundary(check) for check in wrong), 3)
+
+
+def _boundary(check: BoundaryCheck) -> str:
+    shape = f"{' × '.join(map(str, check.shape))} of profile {check.profile}"
+    if not check.taken:
+        return f"{shape} is not refused"
+    return f"{shape} differs by {words.scientific(check.max_rel)}" if check.finite else f"{shape} is not finite"
+
+
+def layers_text(found: LayerParity) -> str:
+    """The first node at fault and its module, or the stretch with the largest error of its own."""
+    if found.faults:
+        fault = found.faults[0]
+        what = f"error {words.scientific(fault.local)}, explained {words.scientific(fault.explained)}"
+        more = f"; {len(found.faults) - 1} more" if len(found.faults) > 1 else ""
+        where = f" of {fault.module}" if fault.module else ""
+        return f"{' + '.join(fault.nodes)}{where}: {what if fault.finite else 'not finite'}{more}"
+    worst = max(found.points, key=lambda point: point.local)
+    where = f" of {worst.module}" if worst.module else ""
+    return f"no node beyond {found.precision.upper()}; up to {worst.node}{where} most: {words.scientific(worst.local)}"
 
 
 def _against_compile(record: RunRecord, digest: str) -> str:
@@ -152,17 +221,25 @@ def built_text(built: BuiltLike) -> RenderableType:
     build, (mark, style) = built.build, MARKS[built.verdict.answer]
     head = Text.assemble((mark, style), f" engine {build.digest[:12]}  ", (f"{build.library} {build.version}", "bold"))
     rows = [
-        ("precision", f"{build.proof.asked.upper()} asked for; {built.verdict.reason}"),
+        ("precision", f"{build.proof.asked.upper()} asked for; {_obtained_or_why(built)}"),
         ("for", f"{build.gpu}, driver {build.driver}" if build.gpu else f"compute capability {_capabilities(build)}"),
         ("profiles", "\n".join(_profile(build, index) for index in range(len(build.options.profiles)))),
         ("built in", f"{words.duration(build.seconds)}, timing cache {CACHE[build.timing_cache]}"),
         ("size", _size(build)),
         ("layers", str(len(build.proof.layers)) if build.proof.layers else "not read"),
     ]
+    rows += [("boundaries", boundaries_text(built.boundaries))] if built.boundaries else []
+    if built.layers is not None:
+        rows.append(("layers", layers_text(built.layers)))
     rows += [("fell back", "\n".join(build.proof.fallen))] if build.proof.fallen else []
     rows += [("warnings", "\n".join(build.warnings[:3]))] if build.warnings else []
     rows.append(("again", f"redline build --replay {build.digest[:12]}"))
     return Group(head, _grid(rows))
+
+
+def _obtained_or_why(built: BuiltLike) -> str:
+    wrong = (built.layers is not None and built.layers.faults) or any(not check.passed for check in built.boundaries)
+    return f"{obtained(built.build)} obtained" if wrong else built.verdict.reason
 
 
 def replayed_text(again: ReplayedLike) -> RenderableType:

@@ -70,6 +70,8 @@ def shared_metric(first: Trial, last: Trial) -> Metric | None:
 
 def outcome(trial: Trial) -> tuple[Outcome, str]:
     """A trial in one word, and why. Accuracy comes before latency: a fast wrong engine is no candidate."""
+    if trial.failure is not None and trial.parity is not None and trial.parity.verdict.answer == "fail":
+        return "fail", trial.failure.message
     if trial.failure is not None:
         return "error", f"{trial.failure.stage}: {trial.failure.message}"
     verdicts = [verdict for verdict in (trial.parity.verdict if trial.parity else None, trial.latency) if verdict]

@@ -28,6 +28,7 @@ KNOBS: Final = {
     "concurrency": "in flight",
     "profiles": "profiles",
     "cuda_graphs": "CUDA graphs",
+    "wide": "nodes in FP32",
 }
 """Fields of Candidate in reading order, as the report calls them."""
 
@@ -125,6 +126,8 @@ def runner(candidate: Candidate) -> str:
 
 def knob(candidate: Candidate, field: str) -> str:
     value = candidate.shape_name if field == "shapes" else getattr(candidate, field)
+    if field == "wide":
+        return str(len(value))
     if isinstance(value, bool) or value is None:
         return {True: "on", False: "off", None: "none"}[value]
     return RUNNERS.get(value, str(value)) if field == "runner" else str(value)
@@ -134,7 +137,7 @@ def title(candidate: Candidate) -> str:
     """A candidate in a sentence: ONNX Runtime, FP32, minimal shapes, 2 threads, batch 1, 1 in flight."""
     parts = [
         knob(candidate, "runner"),
-        candidate.precision.upper(),
+        candidate.precision.upper() + (f" with {plural(len(candidate.wide), 'node')} in FP32" if candidate.wide else ""),
         f"{candidate.shape_name} shapes" if isinstance(candidate.shapes, str) else candidate.shape_name,
     ]
     if candidate.gpus:

@@ -79,7 +79,7 @@ def _reason(trial: Trial, objective: Objective) -> str:
 
 def _notes(winner: Trial, trials: Sequence[Trial], noise: Noise | None) -> tuple[str, ...]:
     """How the winner stands against torch.compile, and against the runner-up."""
-    notes = []
+    notes = [_wide(winner)] if winner.held else []
     margin = noise.relative if noise is not None else 0.0
     compiled = _fastest(trials, "torch-compile")
     engine = winner if winner.candidate.runner != "torch-compile" else _fastest(trials, "tensorrt")
@@ -92,6 +92,15 @@ def _notes(winner: Trial, trials: Sequence[Trial], noise: Noise | None) -> tuple
     if others and _rate(others[0]) > _rate(winner) * (1 - margin):
         notes.append(f"{others[0].candidate.name} is within the noise ({100 * margin:.0f} %): {_rate(others[0]):.1f}/s")
     return tuple(notes)
+
+
+def _wide(winner: Trial) -> str:
+    """Which nodes stay in FP32, those of one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for held in winner.held:
+        reasons.setdefault(held.why, []).append(held.node)
+    count = f"{len(winner.held)} node{'s' if len(winner.held) > 1 else ''} in FP32"
+    return f"{count}: " + "; ".join(f"{', '.join(nodes)} ({why})" for why, nodes in reasons.items())
 
 
 def _fastest(trials: Sequence[Trial], runner: str) -> Trial | None:

@@ -29,6 +29,14 @@ class Bench(Protocol):
 
     def trial(self, candidate: Candidate) -> Trial: ...
     def parity(self, candidate: Candidate) -> ParityReport: ...
+    def examined(self, trial: Trial) -> Trial:
+        """With what a closer look at its engine shows; failed if that is wrong."""
+        ...
+
+    def wider(self, trial: Trial) -> Candidate | None:
+        """What to try instead of a narrow candidate that failed; bounded by the bench."""
+        ...
+
     def screen(self, candidate: Candidate) -> Load: ...
     def at_objective(self, candidate: Candidate, *, repeat: int = 0) -> Load: ...
     def judge(self, load: Load) -> Verdict: ...
@@ -45,11 +53,15 @@ def search(
     """
     trials: dict[Candidate, Trial] = {}
     for family in space.families:
-        trials[family] = _step(bench.trial(family), "parity", lambda t: replace(t, parity=bench.parity(t.candidate)))
+        tried: Candidate | None = family
+        while tried is not None and tried not in trials:
+            trial = _step(bench.trial(tried), "parity", lambda t: replace(t, parity=bench.parity(t.candidate)))
+            trials[tried] = _step(trial, "parity", bench.examined)
+            tried = bench.wider(trials[tried])
         if not _accurate(trials[space.baseline]):
             note("the reference itself is not sound, so nothing can be compared with it")
             return tuple(trials.values())
-    live = [family for family in space.families if _accurate(trials[family])]
+    live = [candidate for candidate in trials if _accurate(trials[candidate])]
     for family in live:
         trials[family] = _screened(trials[family], bench)
     _climb(space, bench, objective, trials, live, note, climbs)

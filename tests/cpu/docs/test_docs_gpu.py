@@ -26,7 +26,7 @@ def test_python_fences_run(code: str, tmp_path: Path) -> None:
 
 def test_shell_fences_name_verbs_and_options_that_exist() -> None:
     commands = [line.split("#")[0].split() for text in fences("sh") for line in text.splitlines() if line.strip()]
-    assert len(commands) == 7
+    assert len(commands) == 9
     for verb in {command[1] for command in commands}:
         told = subprocess.run(
             [sys.executable, "-m", "redline.cli", verb, "--help"], capture_output=True, text=True, check=True
@@ -46,6 +46,7 @@ def test_toml_fences_name_keys_that_exist() -> None:
 
 def test_limits_are_those_of_the_code() -> None:
     from redline.engine.tensorrt_proof import ALLOWED_SHARE
+    from redline.examining import BOUNDARY_MARGIN, ROUNDS
     from redline.plan.candidates import MAX_BATCH, MAX_LANES
     from redline.plan.gpu import COMPILE_MINUTES, MEMORY_SHARE
     from redline.plan.profiles import EXACT_MOST
@@ -56,6 +57,8 @@ def test_limits_are_those_of_the_code() -> None:
     assert f"more than {EXACT_MOST} shapes" in PAGE
     assert f"below {COMPILE_MINUTES:g} minute of budget" in PAGE
     assert f"more than {100 * ALLOWED_SHARE:g} %" in PAGE
+    assert f"at most {ROUNDS} in a run" in PAGE
+    assert BOUNDARY_MARGIN == 4
     assert MEMORY_SHARE == 0.5
     assert ATTEMPTS == 3
 

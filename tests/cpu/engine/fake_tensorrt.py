@@ -37,6 +37,10 @@ class FakeTensorRT:
                 setattr(self, name, IntEnum(name, members, start=0))
         self.fault: tuple[str, float] | None = None
         """(node, factor): the compiler's weights of this node are scaled."""
+        self.narrow_fault: tuple[str, float] | None = None
+        """The same, where those weights are float16."""
+        self.wrong_at: tuple[int, ...] | None = None
+        """Input shape at which every output is 0.5 too large."""
         self.build_error: str | None = None
         self.run_error: str | None = None
         self.tactic = "tactic_a"
@@ -211,16 +215,21 @@ class _Builder:
         model = network.model
         if trt.fault is not None:
             _scale(model, *trt.fault)
+        if trt.narrow_fault is not None:
+            _scale(model, *trt.narrow_fault, only=np.float16)
         plan = {"model": model.SerializeToString(), "profiles": config.profiles, "marked": network.marked, "tactic": trt.tactic}
         return MAGIC + trt.__version__.encode() + b"\n" + pickle.dumps(plan)
 
 
-def _scale(model: Any, name: str, factor: float) -> None:
+def _scale(model: Any, name: str, factor: float, only: Any = None) -> None:
     node = next(entry for entry in model.graph.node if entry.name == name)
     weights = {weight.name: weight for weight in model.graph.initializer}
     weight = next(weights[entry] for entry in node.input if entry in weights)
     array = numpy_helper.to_array(weight)
-    weight.CopyFrom(numpy_helper.from_array((array * factor).astype(array.dtype), weight.name))
+    if only is not None and array.dtype != only:
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        weight.CopyFrom(numpy_helper.from_array((array * factor).astype(array.dtype), weight.name))
 
 
 class _Runtime:
@@ -355,7 +364,7 @@ class Context:
         dtype = np.dtype(DTYPES[first.type.tensor_type.elem_type][1])
         data = ctypes.string_at(addresses[first.name], int(np.prod(shape)) * dtype.itemsize)
         for name, array in self._compute(np.frombuffer(data, dtype).reshape(shape)).items():
-            kept = np.ascontiguousarray(array)
+            kept = np.ascontiguousarray(array) + array.dtype.type(0.5 if shape == trt.wrong_at else 0)
             if name in addresses:
                 ctypes.memmove(addresses[name], kept.ctypes.data, kept.nbytes)
             elif self.listener is not None:

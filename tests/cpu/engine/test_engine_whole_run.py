@@ -5,98 +5,21 @@ Real: candidates, FP16 graph, lint, builder, store, proof, runner with lanes, CU
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import fake_tensorrt
 import pytest
+from blob_machine import SAYS, trials
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT
-from onnx import TensorProto, shape_inference
 
-from redline import api, building, pipeline, workbench
-from redline.engine import build as engine_build
-from redline.engine import devices, tensorrt_versions
-from redline.engine.devices import Gpu
-from redline.engine.torch_runner import TorchRunner
+from redline import api
 from redline.prepare import export_graphs, load_subject
 from redline.progress import Progress
-from redline.records import Candidate, RunRecord, Trial
+from redline.records import Candidate
 from redline.store import Journal, Store
-
-SAYS = fake_tensorrt.Engine.create_engine_inspector
-"""What the fake's inspector says: FP32 of every layer, whatever it was asked for."""
-
-
-def honest(engine: fake_tensorrt.Engine) -> Any:
-    """The inspector of an engine that obtained what its graph asks for."""
-    told = json.loads(SAYS(engine).get_engine_information(None))
-    graph = shape_inference.infer_shapes(engine.model).graph
-    half = {v.name for v in (*graph.value_info, *graph.input) if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
-    for layer in told["Layers"]:
-        for tensor in layer["Inputs"]:
-            tensor["Format/Datatype"] = "Half" if tensor["Name"] in half else "FP32"
-    return SimpleNamespace(get_engine_information=lambda form: json.dumps(told))
-
-
-GPU_TESTS = Path(__file__).parents[2] / "gpu"
-
-
-@pytest.fixture
-def machine(cuda: FakeCuda, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
-    """Two GPUs of one kind; eager torch stays on the CPU, and there is no Triton for torch.compile."""
-    brief = {"SCREEN_S": 0.3, "SHORTEST_S": 0.4, "OBJECTIVE_REQUESTS": 80, "STEP_REQUESTS": 30, "WARM_UP_S": 0.3}
-    for name, value in brief.items():
-        monkeypatch.setattr(workbench, name, value)
-    found = pipeline.inspect_machine()
-    for module in (pipeline, building):
-        monkeypatch.setattr(module, "inspect_machine", lambda: replace(found, gpus=("Fake 1", "Fake 1")), raising=False)
-    monkeypatch.setattr("redline.doctor.inspect_machine", lambda: replace(found, gpus=("Fake 1", "Fake 1")))
-    monkeypatch.setattr(devices, "visible_gpus", lambda: (Gpu(name="Fake 1", memory_bytes=1 << 30),) * 2)
-    monkeypatch.setattr(devices, "unusable", lambda library: None)
-    for module in (devices, tensorrt_versions):
-        monkeypatch.setattr(module, "find", lambda name=None: trt.library())
-    monkeypatch.setattr(fake_tensorrt.Engine, "create_engine_inspector", honest)
-    monkeypatch.syspath_prepend(str(GPU_TESTS))
-
-    def torch_runner(detector: Any, candidate: Any, device: int) -> Any:
-        return TorchRunner(detector.module, threads=1, compiled=False, concurrent=False)
-
-    monkeypatch.setattr(engine_build, "_torch_on_gpu", torch_runner)
-    return trt
-
-
-def write(folder: Path) -> Path:
-    from blob_net import project
-
-    spec: Path = project(folder, scenes=9, minutes=0.1)
-    return spec
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the graphs: exporting takes longer than all else here, and its tests are elsewhere."""
-    folder = tmp_path_factory.mktemp("exported")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(GPU_TESTS))
-        subject = load_subject(api.load_spec(write(folder)), Progress(None))
-        log = Journal(folder / "run" / "journal.jsonl")
-        export_graphs(subject, Store(folder / "store"), log, Progress(None), for_gpu=True)
-    return folder / "store"
-
-
-@pytest.fixture
-def spec(exported: Path, tmp_path: Path) -> Path:
-    shutil.copytree(exported, tmp_path / "runs" / "store")
-    return write(tmp_path)
-
-
-def trials(record: RunRecord, runner: str = "tensorrt") -> list[Trial]:
-    return [trial for trial in record.trials if trial.candidate.runner == runner]
 
 
 def test_a_run_on_real_engines_code(machine: FakeTensorRT, cuda: FakeCuda, spec: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from corridor_case import journal, project
 
-from redline import api, pipeline, workbench
+from redline import api, boundary, examining, pipeline, workbench
 from redline.engine import build as engine_build
 from redline.engine import foundry as foundries
 from redline.engine.devices import Gpu
@@ -23,6 +23,7 @@ from redline.engine.torch_runner import TorchRunner
 from redline.errors import TrialError
 from redline.gpus import GpuHost
 from redline.measure import telemetry as nvml
+from redline.plan.boundaries import boundary_shapes
 from redline.records import (
     Anatomy,
     BuildOptions,
@@ -84,6 +85,16 @@ def engine_runner(onnx: OnnxModel, candidate: Any, order: Any, device: int, lane
     return Limited(OnnxRuntimeRunner(onnx.path, threads=1, concurrent=lanes > 1), build.options)
 
 
+def open_engine(foundry: foundries.Foundry, build: EngineBuild) -> Any:
+    return Limited(OnnxRuntimeRunner(str(foundry.store.path(build.onnx)), threads=1, concurrent=False), build.options)
+
+
+def few_boundaries(profiles: Any, stride: int) -> Any:
+    """The first ones for one image: batches of eight take a CPU seconds."""
+    inside, beyond = boundary_shapes(profiles, stride)
+    return tuple(shape for shape in inside if shape[0] == 1)[:2], beyond[:2]
+
+
 class Limited:
     """Takes what the profiles hold and nothing else, as an engine does."""
 
@@ -134,9 +145,11 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
         patch.setattr(pipeline, "open_gpus", open_gpus)
         patch.setattr(foundries, "build_engine", made_up_build)
+        patch.setattr(foundries.Foundry, "open", open_engine)
+        patch.setattr(boundary, "boundary_shapes", few_boundaries)
         patch.setattr(engine_build, "_tensorrt", engine_runner)
         patch.setattr(engine_build, "_torch_on_gpu", torch_runner)
-        patch.setattr(workbench, "dissect", dissect)
+        patch.setattr(examining, "dissect", dissect)
         patch.setattr(nvml, "telemetry", telemetry)
         yield seen
 

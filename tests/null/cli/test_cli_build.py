@@ -12,7 +12,17 @@ from test_cli_verbs import SPEC, command
 
 from redline import building
 from redline.errors import TrialError
-from redline.records import BuildOptions, EngineBuild, EngineProfile, LayerFact, PrecisionProof, Verdict
+from redline.records import (
+    BoundaryCheck,
+    BuildOptions,
+    EngineBuild,
+    EngineProfile,
+    LayerFact,
+    LayerFault,
+    LayerParity,
+    PrecisionProof,
+    Verdict,
+)
 from redline.store import Store, dump
 
 PROFILE = EngineProfile(index=0, minimum=(1, 3, 64, 64), optimum=(8, 3, 64, 64), maximum=(8, 3, 64, 96))
@@ -65,12 +75,13 @@ def asked(monkeypatch):
 
     class Made:
         give: object = engine()
+        whole: building.Built | None = None
 
     def build(spec, wanted, *, runs, progress):
         calls.append((spec.path, wanted, runs))
         if isinstance(Made.give, Exception):
             raise Made.give
-        return building.Built(build=Made.give, verdict=building.judge(Made.give))
+        return Made.whole or building.Built(build=Made.give, verdict=building.judge(Made.give))
 
     monkeypatch.setattr(building, "build", build)
     return calls, Made
@@ -104,6 +115,31 @@ def test_every_option_arrives(here, asked):
     assert wanted == building.Wanted(precision="tf32", profiles="dynamic", batched=True, level=5, capabilities=("8.0", "8.9"))
     assert command("build", "d.toml", "--minimal", "--quiet") == 0
     assert asked[0][1][1] == building.Wanted(minimal=True)
+    assert command("build", "d.toml", "--layers", "--wide", "conv0", "--wide", "act", "--quiet") == 0
+    assert asked[0][2][1] == building.Wanted(wide=("conv0", "act"), layers=True)
+
+
+def test_boundary_shapes_and_the_first_bad_layer_are_shown(here, asked, capsys):
+    right = BoundaryCheck(shape=(1, 3, 64, 64), profile=0, taken=True, max_rel=0.001, tolerance=0.02, finite=True, passed=True)
+    beyond = replace(right, shape=(9, 3, 64, 64), taken=False, max_rel=0.0)
+    fault = LayerFault(
+        nodes=("conv0",), operators=("Conv",), module="stem", tensor="x", local=0.05, explained=0.002, finite=True
+    )
+    layers = LayerParity(
+        engine="e", precision="fp16", shape=(1, 3, 64, 64), points=(), faults=(fault,), unconfirmed=(), looks=2, most_cuts=48
+    )
+    verdict = Verdict(answer="fail", reason="the first bad layer is conv0")
+    asked[1].whole = building.Built(build=engine(), verdict=verdict, boundaries=(right, beyond), layers=layers)
+    assert command("build", "d.toml", "--quiet") == 3
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "boundaries 1 right (differ by 1.0e−03 at most), 1 beyond refused" in shown
+    assert "FP16 asked for; FP16 100.0 %, FP32 0.0 % obtained" in shown
+    assert "layers conv0 of stem: error 5.0e−02, explained 2.0e−03" in shown
+    wrong = (replace(right, passed=False, max_rel=0.5), replace(beyond, passed=False))
+    asked[1].whole = replace(asked[1].whole, boundaries=wrong, layers=None)
+    assert command("build", "d.toml", "--quiet") == 3
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "2 of 2 wrong: 1 × 3 × 64 × 64 of profile 0 differs by 5.0e−01, 9 × 3 × 64 × 64 of profile 0 is not refused" in shown
 
 
 def test_as_json_it_is_the_record(here, asked, capsys):

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_fixture import make_load, make_record, make_trial
+from report_fixture import make_load, make_parity, make_record, make_trial
 
 from redline.records import (
     Anatomy,
+    BoundaryCheck,
     BuildOptions,
     Candidate,
     Choice,
     EngineBuild,
     EngineProfile,
     EngineRecord,
+    Failure,
+    HeldNode,
+    LayerFault,
+    LayerParity,
+    LayerPoint,
     LayerTime,
     PrecisionProof,
     RunRecord,
@@ -24,6 +31,7 @@ from redline.records import (
     Verdict,
 )
 from redline.report import engines, facts, render_html
+from redline.store import dump, load
 
 FP16, TF32 = "f" * 64, "7" * 64
 PROFILE = EngineProfile(index=0, minimum=(1, 3, 64, 64), optimum=(8, 3, 64, 64), maximum=(8, 3, 64, 64))
@@ -126,6 +134,67 @@ def test_an_engine_that_does_not_beat_torch_compile_beyond_the_noise_is_not_wort
     trials = (record.trials[0], engine("torch-compile", compiled), record.trials[2])
     assert engines.engine_rows(replace(noisy, trials=trials))[0].against_compile == says
     assert engines.engine_rows(replace(noisy, trials=(record.trials[0], record.trials[2])))[0].against_compile == "–"
+
+
+def test_nodes_in_fp32_boundary_shapes_and_the_first_bad_layer_are_told(record: RunRecord) -> None:
+    right = BoundaryCheck(shape=(1, 3, 64, 64), profile=0, taken=True, max_rel=0.001, tolerance=0.02, finite=True, passed=True)
+    wrong = replace(right, shape=(8, 3, 64, 64), finite=False, passed=False)
+    point = LayerPoint(
+        tensor="y",
+        node="act",
+        operator="Relu",
+        module="stem",
+        layers=1,
+        nodes=2,
+        total=0.2,
+        local=0.1,
+        explained=0.2,
+        finite=True,
+    )
+    found = LayerParity(
+        engine="e", precision="fp16", shape=(1, 3, 8, 8), points=(point,), faults=(), unconfirmed=(), looks=1, most_cuts=48
+    )
+    held = tuple(HeldNode(node=f"conv<{i}>", module="", why="overflows" if i else "reads it") for i in range(6))
+    candidate = replace(record.trials[2].candidate, wide=tuple(node.node for node in held))
+    trial = replace(record.trials[2], candidate=candidate, held=held)
+    fell, good = record.engines
+    looked = replace(
+        record,
+        trials=(*record.trials[:2], trial),
+        engines=(replace(fell, boundaries=(right, wrong)), replace(good, boundaries=(right,), layer_parity=found)),
+    )
+    mixed, narrow = engines.engine_rows(looked)
+    assert mixed.wide == "conv<0>: reads it; conv<1>, conv<2>, conv<3>, conv<4> and 1 more: overflows"
+    assert (narrow.wide, narrow.layers) == ("", "")
+    assert (mixed.boundaries, mixed.boundaries_style) == ("1 right (differ by 1.0e−03 at most)", "pass")
+    assert narrow.boundaries == "1 of 2 wrong: 8 × 3 × 64 × 64 of profile 0 is not finite"
+    assert mixed.layers == "no node beyond FP16; up to act of stem most: 1.0e−01"
+    html = render_html(looked)
+    for text in ("in FP32: conv&lt;0&gt;", f'class="bad-text">{narrow.boundaries}', f"layer by layer: {mixed.layers}"):
+        assert text in html, text
+    assert "FP16 with 6 nodes in FP32" in html
+    assert facts.changes(record.trials[2], trial) == ("nodes in FP32 0 → 6",)
+    fault = LayerFault(
+        nodes=("a", "b"), operators=("Conv", "Relu"), module="", tensor="x", local=1.0, explained=0.1, finite=False
+    )
+    assert engines.layers_text(replace(found, faults=(fault, fault))) == "a + b: not finite; 1 more"
+
+
+def test_a_parity_that_layers_explain_is_a_failed_accuracy_and_not_a_failed_run(record: RunRecord) -> None:
+    parity = make_parity(0.3, 6.6, 0.4, "fail")
+    told = Failure(stage="parity", code="parity-layers", message="drop exceeds; the first bad layer is conv")
+    trial = replace(record.trials[2], parity=parity, failure=told)
+    assert facts.outcome(trial) == ("fail", told.message)
+    assert facts.outcome(replace(trial, parity=None))[0] == "error"
+
+
+def test_a_record_of_before_nodes_were_held_still_loads(record: RunRecord) -> None:
+    whole = json.loads(dump(record))
+    for trial in (whole["baseline"], *whole["trials"]):
+        del trial["held"], trial["candidate"]["wide"]
+    for old in whole["engines"]:
+        del old["boundaries"], old["layer_parity"]
+    assert load(RunRecord, json.dumps(whole).encode()).trials[2].candidate.wide == ()
 
 
 def test_the_parts_of_an_inference_are_stacked_in_order(record: RunRecord) -> None:

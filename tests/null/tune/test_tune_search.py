@@ -13,6 +13,8 @@ from redline.records import (
     BoxMatch,
     Candidate,
     Determinism,
+    Failure,
+    HeldNode,
     Knee,
     Load,
     MapDrop,
@@ -87,6 +89,8 @@ class Fake:
     screened: list[Candidate] = field(default_factory=list)
     spent: bool = False
     unconfirmed: bool = False
+    wide: dict[tuple[str, ...], str] = field(default_factory=dict)
+    """Verdict by nodes in FP32, in the order in which they are offered after a failure."""
 
     def capacity(self, c: Candidate) -> float:
         batch = {1: 1.0, 2: 1.1}.get(c.batch, 0.8)
@@ -101,7 +105,18 @@ class Fake:
     def parity(self, candidate: Candidate) -> ParityReport:
         if f"parity {candidate.runner}" in self.broken:
             raise TrialError("no-run", "it does not run")
-        return report(self.parities.get(candidate.runner, "pass"))
+        return report(self.wide.get(candidate.wide) or self.parities.get(candidate.runner, "pass"))
+
+    def examined(self, trial: Trial) -> Trial:
+        if trial.parity is None or trial.parity.verdict.answer != "fail" or not self.wide:
+            return trial
+        return replace(trial, failure=Failure(stage="parity", code="layers", message="conv is bad"))
+
+    def wider(self, trial: Trial) -> Candidate | None:
+        sets = list(self.wide)
+        if trial.failure is None or not sets or trial.candidate.wide == sets[-1]:
+            return None
+        return replace(trial.candidate, wide=sets[sets.index(trial.candidate.wide) + 1])
 
     def screen(self, candidate: Candidate) -> Load:
         assert candidate not in self.screened, "measured twice"
@@ -164,6 +179,29 @@ def test_an_unsound_reference_ends_the_search_with_its_reason() -> None:
     choice, _ = choose(trials, bench, OBJECTIVE, None)
     assert (choice.candidate, choice.verdict.answer) == (None, "fail")
     assert "made up" in choice.verdict.reason
+
+
+def test_a_narrow_family_that_fails_is_tried_with_more_nodes_in_fp32_and_climbs_from_there() -> None:
+    bench = Fake(wide={(): "pass", ("a",): "pass"})
+    assert [t.candidate.wide for t in run(bench, EAGER)[0] if t.parity] == [()] * len(run(Fake(), EAGER)[0])
+    bench = Fake(parities={"torch-eager": "pass"}, wide={("",): "fail", ("a",): "fail", ("a", "b"): "pass"})
+    narrow = replace(ENGINE, wide=("",))
+    trials, _ = run(bench, EAGER, narrow)
+    tried = [t for t in trials if t.candidate.runner == "onnxruntime"]
+    assert [t.candidate.wide for t in tried[:3]] == [("",), ("a",), ("a", "b")]
+    assert [t.failure.message for t in tried[:2] if t.failure] == ["conv is bad"] * 2
+    assert {c.wide for c in bench.screened if c.runner == "onnxruntime"} == {("a", "b")}
+    assert len(bench.screened) > 2  # neighbours of what passed
+    choice, _ = choose(trials, bench, OBJECTIVE, None)
+    assert choice.candidate is not None
+    assert choice.candidate.wide == ("a", "b")
+
+
+def test_the_choice_says_which_nodes_stayed_in_fp32_and_why() -> None:
+    bench = Fake()
+    held = tuple(HeldNode(node=n, module="m", why=why) for n, why in (("a", "overflows"), ("b", "reads a"), ("c", "overflows")))
+    trials = tuple(replace(t, held=held if t.candidate.runner == "onnxruntime" else ()) for t in run(bench, EAGER, ENGINE)[0])
+    assert choose(trials, bench, OBJECTIVE, None)[0].notes[0] == "3 nodes in FP32: a, c (overflows); b (reads a)"
 
 
 def test_an_inaccurate_family_is_never_loaded() -> None:
