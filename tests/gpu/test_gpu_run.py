@@ -77,6 +77,25 @@ def test_a_second_build_of_the_same_engine_is_the_first(spec: Path, record: RunR
 
 
 @needs_tensorrt
+@pytest.mark.timeout(900)
+def test_boundary_shapes_are_right_and_layers_can_be_compared(spec: Path, record: RunRecord) -> None:
+    measured = {trial.engine for trial in record.trials if trial.candidate.runner == "tensorrt" and trial.screen is not None}
+    for engine in record.engines:
+        if engine.build.digest in measured:
+            assert any(check.taken for check in engine.boundaries)
+            assert all(check.passed for check in engine.boundaries)
+    built = api.build(spec, runs=spec.parent / "runs", precision="fp16", layers=True, progress=False)
+    assert built.layers is not None
+    assert all(point.finite for point in built.layers.points)
+    assert built.layers.faults == ()
+    held = api.build(
+        spec, runs=spec.parent / "runs", precision="fp16", wide=(built.layers.points[0].node,), layers=True, progress=False
+    )
+    assert held.verdict.answer == "pass", held.verdict.reason
+    assert held.build.onnx != built.build.onnx
+
+
+@needs_tensorrt
 def test_a_plan_cut_short_is_refused_with_the_command_that_builds_it(spec: Path, record: RunRecord) -> None:
     from redline.engine.tensorrt_runner import TensorRTRunner
     from redline.engine.tensorrt_versions import find
