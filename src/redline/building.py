@@ -14,7 +14,7 @@ from redline.errors import BadInput, TrialError
 from redline.inspecting import Inspector, first_bad_layer
 from redline.live import engine_options
 from redline.plan.candidates import MAX_BATCH, MOST_BUCKETS, no_minimal
-from redline.plan.gpu import NO_INT8, asked_precisions, first_gpu
+from redline.plan.gpu import NO_INT8, asked_precisions
 from redline.prepare import export_graphs, load_subject, run_id
 from redline.records import BoundaryCheck, Candidate, EngineBuild, LayerParity, ProfileKind, Spec, Verdict
 from redline.records.spec import Precision
@@ -249,14 +249,18 @@ def _foundry(spec: Spec, wanted: Wanted, store: Store, journal: Journal, progres
     from redline.engine.tensorrt_versions import find
 
     if wanted.capabilities:
-        return Foundry(find("tensorrt-rtx"), store, journal, progress.build, place=AHEAD_OF_TIME)
+        library = find("tensorrt-rtx")
+        problem = library.refuses(spec.target.tensorrt)
+        if problem is not None:
+            raise BadInput("build.option", "TensorRT-RTX cannot build as the spec asks", got=problem, fix="leave it out")
+        return Foundry(library, store, journal, progress.build, place=AHEAD_OF_TIME)
     from redline.doctor import inspect_machine
     from redline.gpus import open_foundry
 
     if not inspect_machine().gpus:
         fix = "--capability 8.9 builds ahead of time for GPUs of that kind, with tensorrt-rtx"
         raise BadInput("build.no-gpu", "an engine is built on the GPU that will run it, and there is none here", fix=fix)
-    foundry, facts = open_foundry(store, journal, progress, device=first_gpu(spec.target.devices))
+    foundry, facts = open_foundry(spec, store, journal, progress)
     if foundry is None:
         raise BadInput("build.no-tensorrt", "TensorRT cannot be used here", got=facts.problem, fix="see `redline doctor`")
     return foundry

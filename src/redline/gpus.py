@@ -60,14 +60,12 @@ def open_gpus(
         if spec.target.devices != "auto":
             raise BadInput(error.code, error.what, got=error.got, fix=error.fix) from error
         return None, error.line()
-    foundry, facts = open_foundry(store, journal, progress, device=first_gpu(spec.target.devices))
+    foundry, facts = open_foundry(spec, store, journal, progress)
     return GpuHost(gpus, facts, foundry), ""
 
 
-def open_foundry(
-    store: Store, journal: Journal | None, progress: Progress, *, device: int = 0
-) -> tuple[Foundry | None, TensorRTFacts]:
-    """Where engines for the GPU `device` are made; None with the problem if TensorRT cannot be used."""
+def open_foundry(spec: Spec, store: Store, journal: Journal | None, progress: Progress) -> tuple[Foundry | None, TensorRTFacts]:
+    """Where engines for the first GPU of `spec` are made; None with the problem if TensorRT cannot be used as it asks."""
     from dataclasses import replace
 
     from redline.engine.devices import tensorrt_facts
@@ -78,8 +76,12 @@ def open_foundry(
         return None, facts
     from redline.engine.foundry import Foundry
 
+    library = find()
+    problem = library.refuses(spec.target.tensorrt)
+    if problem is not None:
+        return None, replace(facts, problem=problem)
     try:
-        return Foundry(find(), store, journal, progress.build, device=device), facts
+        return Foundry(library, store, journal, progress.build, device=first_gpu(spec.target.devices)), facts
     except TrialError as error:
         return None, replace(facts, problem=error.line())
 

@@ -20,9 +20,11 @@ from redline.store import digest_of
 if TYPE_CHECKING:
     from redline.engine.foundry import Foundry
     from redline.engine.onnxruntime_runner import GraphSession
+    from redline.plan.profiles import Profiles
     from redline.prepare import Graphs, Subject
     from redline.records import Dataset, Preprocess, Runner, ShapePolicy, Traffic
 
+GIB = 1 << 30
 LOAD_IMAGES = 256
 """Length of the request mix, which is then repeated; its encoded images are held in memory."""
 
@@ -154,16 +156,27 @@ def order_of(subject: Subject, graphs: Graphs, candidate: Candidate, foundry: Fo
     return Order(foundry, engine_options(subject, graphs, candidate, foundry), " ".join(rebuild))
 
 
-def engine_options(subject: Subject, graphs: Graphs, candidate: Candidate, foundry: Foundry) -> BuildOptions:
-    """Every knob of the candidate's build. Raises BadInput if no profiles can be made for it."""
-    from redline.engine.foundry import OPTIMIZATION_LEVEL, convolution_sources
-
+def candidate_profiles(subject: Subject, graphs: Graphs, candidate: Candidate) -> Profiles:
+    """Of a TensorRT candidate's engine, and what padding they let expect. Raises BadInput if none can be made."""
     images = [(image.height, image.width) for image in subject.dataset.images]
     fixed = graphs.network is not None and isinstance(graphs.network.input.shape[0], int)
     traffic, most = seen_traffic(subject.traffic, images), 1 if fixed else MAX_BATCH
+    return engine_profiles(candidate, traffic, subject.detector.preprocess, most)
+
+
+def engine_options(subject: Subject, graphs: Graphs, candidate: Candidate, foundry: Foundry) -> BuildOptions:
+    """Every knob of the candidate's build. Raises BadInput if no profiles can be made for it."""
+    from redline.engine.foundry import convolution_sources
+
+    wanted = subject.spec.target.tensorrt
+    sources = convolution_sources(foundry.library) if wanted.tactic_sources is None else wanted.tactic_sources
     return BuildOptions(
         precision=candidate.precision,
-        profiles=engine_profiles(candidate, traffic, subject.detector.preprocess, most).profiles,
-        optimization_level=OPTIMIZATION_LEVEL,
-        tactic_sources=convolution_sources(foundry.library),
+        profiles=candidate_profiles(subject, graphs, candidate).profiles,
+        optimization_level=wanted.optimization_level,
+        workspace_bytes=int(wanted.workspace_gib * GIB),
+        tactic_sources=sources,
+        version_compatible=wanted.version_compatible,
+        hardware=wanted.hardware,
+        timing_cache=wanted.timing_cache,
     )

@@ -13,7 +13,7 @@ from redline.evaluate import Observer
 from redline.examining import Examiner
 from redline.gpus import GpuHost, watched
 from redline.inspecting import Inspector
-from redline.live import Live, identity, open_live, order_of, request_mix
+from redline.live import Live, candidate_profiles, identity, open_live, order_of, request_mix
 from redline.measure.knee import find_knee
 from redline.measure.load import closed_loop, open_loop
 from redline.measure.verdict import judge_latency, noise_pilot, on_time
@@ -254,6 +254,9 @@ class Workbench:
 
     def _completed(self, trial: Trial) -> Trial:
         spent = self._spent.get(trial.candidate, 0.0)
+        if trial.candidate.profiles is not None:
+            waste = candidate_profiles(self._subject, self._graphs, trial.candidate).waste
+            trial = replace(trial, expected_padding_pct=100 * waste / (1 + waste))
         if trial.failure is not None and trial.screen is None:
             return replace(trial, seconds=spent)
         built = self._built(trial.candidate)

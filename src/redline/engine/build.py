@@ -95,6 +95,7 @@ def _tensorrt(onnx: OnnxModel, candidate: Candidate, order: Order, device: int, 
         graphs=candidate.cuda_graphs,
         outputs=[fact.name for fact in build.outputs],
         rebuild=order.rebuild,
+        host_code=build.options.version_compatible,
     )
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from redline.records.detect import Tensor
     from redline.store import Journal, Store
 
-OPTIMIZATION_LEVEL = 3
 NAMED = 5
 """Layers that a failed proof names; the rest is counted."""
 WIDE = ("fp32", "tf32")

@@ -32,10 +32,15 @@ Key = tuple[int, Shape, int]
 """(profile, input shape, input address) of a captured graph."""
 
 
-def open_engine(plan: bytes, library: Library, *, rebuild: str = REBUILD) -> tuple[trt.ICudaEngine, Log, tuple[Any, Any]]:
-    """(engine, its log, what must stay alive with it). Raises TrialError: engine-plan with the command that builds it anew."""
+def open_engine(
+    plan: bytes, library: Library, *, rebuild: str = REBUILD, host_code: bool = False
+) -> tuple[trt.ICudaEngine, Log, tuple[Any, Any]]:
+    """(engine, its log, what must stay alive with it). `host_code`: the plan is version-compatible, and brings a runtime.
+
+    Raises TrialError: engine-plan with the command that builds it anew.
+    """
     log, logger = make_logger(library.module)
-    runtime = library.runtime(logger, host_code=False)
+    runtime = library.runtime(logger, host_code=host_code)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         text = log.tail()
@@ -59,7 +64,8 @@ class TensorRTRunner:
         lanes: int = 1,
         graphs: bool = True,
         outputs: Sequence[str] = (),
-        rebuild: str = "redline build",
+        rebuild: str = REBUILD,
+        host_code: bool = False,
     ) -> None:
         """`outputs`: names in the order in which results are wanted, as the graph has them (`EngineBuild.outputs`): an engine
         lists its tensors in an order of its own, which is taken if none is given. Raises TrialError: engine-outputs.
@@ -67,7 +73,7 @@ class TensorRTRunner:
         cuda.select(device)
         self.library, self.device = library, device
         self.engine: Any
-        self.engine, self._log, self._alive = open_engine(plan, library, rebuild=rebuild)
+        self.engine, self._log, self._alive = open_engine(plan, library, rebuild=rebuild, host_code=host_code)
         self.name = f"{library.name} {library.version} {cuda.describe(device)[0]}"
         self.profiles = _profiles(self.engine, library.module.TensorIOMode.INPUT)
         self._lanes: list[Lane] = []

@@ -106,9 +106,8 @@ def replay(record: EngineBuild, library: Library, store: Store, *, device: int =
             "engine-replay", "This is not where the engine was built", got=got, allowed=allowed, fix="build a new one here"
         )
     onnx = store.path(record.onnx)
-    plan = build_plan(
-        str(onnx), record.options, library, timing_cache=_read(_timings(store, library, place)), on_phase=on_phase
-    )
+    known = _read(_timings(store, library, place)) if record.options.timing_cache else b""
+    plan = build_plan(str(onnx), record.options, library, timing_cache=known, on_phase=on_phase)
     layers = _proof(library, plan, record.options, device)[0].layers
     old = {layer.name: (layer.tactic, layer.precision, layer.nodes) for layer in record.proof.layers}
     new = {layer.name: (layer.tactic, layer.precision, layer.nodes) for layer in layers}
@@ -134,7 +133,7 @@ def _build(
         driver=place.driver,
         options=options,
         seconds=plan.seconds,
-        timing_cache="none" if options.capabilities or not plan.timing_cache else "warm" if warm else "cold",
+        timing_cache="none" if not plan.timing_cache or not _timed(options) else "warm" if warm else "cold",
         device_memory_bytes=memory,
         inputs=plan.inputs,
         outputs=plan.outputs,
@@ -156,11 +155,16 @@ def timed_plan(
     timings = _timings(store, library, place)
     with store.lock(f"timing-{timings.name}", what="another engine's build on this GPU"):
         # One build a GPU at a time: two would disturb each other's timings.
-        known = b"" if options.capabilities else _read(timings)  # nothing is timed where no GPU is
+        known = _read(timings) if _timed(options) else b""
         plan = build_plan(path, options, library, timing_cache=known, on_phase=on_phase, watched=watched)
-        if plan.timing_cache and not options.capabilities:
+        if plan.timing_cache and _timed(options):
             write_file(timings, plan.timing_cache, store.scratch)
     return plan, bool(known)
+
+
+def _timed(options: BuildOptions) -> bool:
+    """Whether timings are taken from the store and kept there. Nothing is timed where no GPU is."""
+    return options.timing_cache and not options.capabilities
 
 
 def _proof(library: Library, plan: Plan, options: BuildOptions, device: int) -> tuple[Any, int | None]:
@@ -170,7 +174,7 @@ def _proof(library: Library, plan: Plan, options: BuildOptions, device: int) -> 
     from redline.engine.tensorrt_runner import open_engine
 
     cuda.select(device)
-    engine, _, alive = open_engine(plan.data, library)
+    engine, _, alive = open_engine(plan.data, library, host_code=options.version_compatible)
     try:
         return prove_precision(library, engine, options, plan.nodes), library.context_bytes(engine)
     finally:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
     from redline.engine.tensorrt_api import Api
-    from redline.records import BuildOptions
-    from redline.records.engine import Hardware
+    from redline.records import BuildOptions, TensorRTSpec
+    from redline.records.spec import Hardware
 
 Name = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: dict[Name, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -62,6 +62,18 @@ class Library:
         extras = [(self.ahead_of_time, "ahead-of-time builds"), (self.debug_tensors, "debug tensors")]
         extras += [(self.reports_progress, "build progress"), (self.has_hardware("same-capability"), "plans per capability")]
         return (typed, *(text for able, text in extras if able))
+
+    def refuses(self, wanted: TensorRTSpec) -> str | None:
+        """Why this version cannot build as `[target.tensorrt]` asks; None if it can."""
+        lacking = [f'tactic_sources = ["{name}"]' for name in wanted.tactic_sources or () if name not in self.tactic_sources]
+        if wanted.version_compatible and not hasattr(self.module.BuilderFlag, "VERSION_COMPATIBLE"):
+            lacking.append("version_compatible = true")
+        if not self.has_hardware(wanted.hardware):
+            lacking.append(f'hardware = "{wanted.hardware}"')
+        if not lacking:
+            return None
+        sources = f"; its tactic sources are {', '.join(self.tactic_sources)}" if "tactic" in lacking[0] else ""
+        return f"{self.name} {self.version} does not have [target.tensorrt] {', '.join(lacking)}{sources}"
 
     def has_hardware(self, hardware: Hardware) -> bool:
         return hardware == "this" or hasattr(self.module.HardwareCompatibilityLevel, HARDWARE[hardware])

@@ -87,6 +87,7 @@ from redline.records.spec import (
     ServeSpec,
     Spec,
     TargetSpec,
+    TensorRTSpec,
 )
 
 __all__ = [
@@ -170,6 +171,7 @@ __all__ = [
     "TensorDelta",
     "TensorFact",
     "TensorRTFacts",
+    "TensorRTSpec",
     "Traffic",
     "Trial",
     "Truth",

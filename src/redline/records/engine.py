@@ -7,10 +7,7 @@ from typing import Literal
 
 from redline.records.detect import TensorFact
 from redline.records.layers import BoundaryCheck, LayerParity
-from redline.records.spec import Precision
-
-Hardware = Literal["this", "ampere-plus", "same-capability"]
-"""GPUs a plan may run on: the one it was built on, Ampere and newer, or any of the same compute capability."""
+from redline.records.spec import Hardware, Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +35,27 @@ class BuildOptions:
     version_compatible: bool = False
     """The plan also runs on newer TensorRT; it may be slower."""
     hardware: Hardware = "this"
+    timing_cache: bool = True
+    """False: every kernel is timed anew, and no timing is kept."""
     capabilities: tuple[str, ...] = ()
     """Compute capabilities such as "8.9" to build for without a GPU (TensorRT-RTX only); empty: the GPU here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOrigin:
+    """What a TensorRT plan was built from, with and on: where it may run."""
+
+    graph: str
+    """Digest of the ONNX graph."""
+    library: str
+    """tensorrt or tensorrt-rtx."""
+    version: str
+    gpu: str
+    """Name and compute capability."""
+    hardware: Hardware = "this"
+    version_compatible: bool = False
+    rebuild: str = "redline build"
+    """The command that builds it anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -272,6 +272,8 @@ class Trial:
     """The winner's objective load again, on a freshly built runner with new arrivals."""
     padding_pct: float | None = None
     """Percent of the pixels of the network inputs that were padding, over the request mix of its loads."""
+    expected_padding_pct: float | None = None
+    """What the traffic alone let expect of it when the profiles of a TensorRT engine were chosen."""
     held: tuple[HeldNode, ...] = ()
     """The nodes of `Candidate.wide`, and why each stays in FP32."""
 

@@ -17,6 +17,10 @@ MapEvidence = Literal["interval", "point"]
 Precision = Literal["fp32", "tf32", "fp16", "int8"]
 """tf32: float32 tensors whose products lose 13 bits of their operands; never implied by fp32."""
 Server = Literal["embedded", "container", "none"]
+Hardware = Literal["this", "ampere-plus", "same-capability"]
+"""GPUs a plan may run on: the one it was built on, Ampere and newer, or any of the same compute capability."""
+TacticSource = Literal["CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
+"""Libraries that TensorRT may take kernels from, by its names; 11 has the last two alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,12 +131,30 @@ class Objective:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRTSpec:
+    """How every TensorRT engine is built."""
+
+    optimization_level: int = 3
+    """0 (fastest build) to 5 (longest search)."""
+    workspace_gib: float = 4.0
+    """GPU memory that a kernel may use as scratch while the engine is built and run, GiB."""
+    tactic_sources: tuple[TacticSource, ...] | None = None
+    """None: all that this version has but those that newer ones dropped."""
+    version_compatible: bool = False
+    """The plan also runs on newer TensorRT; it may be slower."""
+    hardware: Hardware = "this"
+    timing_cache: bool = True
+    """Reuse what earlier builds on this GPU timed, and keep what this one times."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSpec:
     devices: str = "auto"
     """auto: all GPUs of the first kind, or the CPU where there is none; cpu; cuda:0; several behind one queue: cuda:0,1."""
     precisions: tuple[Precision, ...] = ("fp32",)
     server: Server = "embedded"
     """embedded: a Triton on this machine; container: what is rendered is for NVIDIA's Triton image; none: nothing is served."""
+    tensorrt: TensorRTSpec = field(default_factory=TensorRTSpec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

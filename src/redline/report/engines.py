@@ -12,6 +12,8 @@ from rich.text import Text
 from redline.records import (
     Anatomy,
     BoundaryCheck,
+    BuildOptions,
+    Candidate,
     EngineBuild,
     EngineRecord,
     LayerParity,
@@ -189,6 +191,31 @@ def parts_of(anatomy: Anatomy) -> list[tuple[str, float]]:
     return [(name, max(0.0, getattr(anatomy, field))) for name, field in PARTS]
 
 
+def padding_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:
+    """(kind of profiles, padding expected from the traffic, padding of the measured requests, trials) of every kind tried."""
+    kinds: dict[str, list[Trial]] = {}
+    for trial in record.trials:
+        if trial.candidate.profiles is not None:
+            kinds.setdefault(_kind(trial.candidate), []).append(trial)
+    return [
+        (
+            kind,
+            words.percent(next((t.expected_padding_pct for t in trials if t.expected_padding_pct is not None), None), 1),
+            words.percent(next((t.padding_pct for t in trials if t.padding_pct is not None), None), 1),
+            f"{sum(t.padding_pct is not None for t in trials)} of {len(trials)}",
+        )
+        for kind, trials in kinds.items()
+    ]
+
+
+def _kind(candidate: Candidate) -> str:
+    if candidate.profiles == "bucketed":
+        return f"bucketed letterbox: {candidate.shape_name}"
+    if candidate.profiles == "dynamic":
+        return "fully dynamic: one profile over all shapes"
+    return "exact: the letterbox" if candidate.shapes == "fixed" else "exact: a profile for each shape"
+
+
 def layer_rows(engine: EngineRecord) -> list[tuple[str, str, str, str]]:
     """(layer, microseconds, share, ONNX nodes) of the slowest; the share is of all layers' time that was kept."""
     total = sum(layer.ms for layer in engine.layers)
@@ -224,7 +251,8 @@ def built_text(built: BuiltLike) -> RenderableType:
         ("precision", f"{build.proof.asked.upper()} asked for; {_obtained_or_why(built)}"),
         ("for", f"{build.gpu}, driver {build.driver}" if build.gpu else f"compute capability {_capabilities(build)}"),
         ("profiles", "\n".join(_profile(build, index) for index in range(len(build.options.profiles)))),
-        ("built in", f"{words.duration(build.seconds)}, timing cache {CACHE[build.timing_cache]}"),
+        ("options", _options(build.options)),
+        ("built in", f"{words.duration(build.seconds)}, timing cache {_cache(build)}"),
         ("size", _size(build)),
         ("layers", str(len(build.proof.layers)) if build.proof.layers else "not read"),
     ]
@@ -248,6 +276,22 @@ def replayed_text(again: ReplayedLike) -> RenderableType:
     rows.append(("built in", f"{words.duration(again.found.seconds)}, the first time {words.duration(again.build.seconds)}"))
     rows += [("changed", _few(again.found.changed, 8))] if again.found.changed else []
     return Group(Text.assemble((mark, style), f" engine {again.build.digest[:12]} built again"), _grid(rows))
+
+
+def _options(options: BuildOptions) -> str:
+    """How it was built, as `[target.tensorrt]` has it."""
+    sources = "the version's own" if options.tactic_sources is None else ", ".join(options.tactic_sources)
+    parts = [f"level {options.optimization_level}", f"workspace {options.workspace_bytes / (1 << 30):g} GiB"]
+    parts += [f"tactic sources {sources}"]
+    parts += ["version-compatible"] if options.version_compatible else []
+    parts += [f"hardware {options.hardware}"] if options.hardware != "this" else []
+    return "; ".join(parts)
+
+
+def _cache(build: EngineBuild) -> str:
+    if not build.options.timing_cache:
+        return "off"
+    return "not used: nothing is timed ahead of time" if build.options.capabilities else CACHE[build.timing_cache]
 
 
 def _capabilities(build: EngineBuild) -> str:

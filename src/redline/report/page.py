@@ -109,6 +109,7 @@ def _engines(record: RunRecord) -> dict[str, Any]:
         "anatomy": _drawn("anatomy", lambda width, key: chart_engines.anatomy(named, width, key)),
         "dissected": shown,
         "layer_rows": engines.layer_rows(shown) if shown is not None else [],
+        "padding_rows": engines.padding_rows(record),
         "telemetry_rows": engines.telemetry_rows(record),
         "compiled": any(trial.candidate.runner == "torch-compile" for trial in facts.every_trial(record)),
     }

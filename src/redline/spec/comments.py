@@ -18,6 +18,7 @@ INTRODUCTIONS = {
         "Images and, if there are labels, a COCO json. Without labels, agreement with the FP32 model is measured instead.",
     ),
     "objective": ("Yours to set.",),
+    "target.tensorrt": ("How engines for a GPU are built.",),
 }
 
 COMMENTS = {
@@ -59,6 +60,12 @@ COMMENTS = {
     "target.devices": '"auto" (all GPUs of one kind, or the CPU), "cpu", "cuda:0" or "cuda:0,1"',
     "target.precisions": 'any of "fp32", "tf32", "fp16", "int8"',
     "target.server": '"embedded": Triton on this machine, "container": files for NVIDIA\'s image, "none"',
+    "target.tensorrt.optimization_level": "0 (fastest build) to 5 (longest search for kernels)",
+    "target.tensorrt.workspace_gib": "scratch memory that a kernel may use, GiB",
+    "target.tensorrt.tactic_sources": "libraries to take kernels from",
+    "target.tensorrt.version_compatible": "runs on newer TensorRT too; it may be slower",
+    "target.tensorrt.hardware": '"this" GPU, "ampere-plus" or "same-capability"',
+    "target.tensorrt.timing_cache": "reuse and keep what builds on this GPU timed",
     "budget.minutes": "for screening and load measurements",
     "serve.name": "of the service; its models and URLs carry it",
     "serve.port": "of the gateway, loopback only; 0: a free one",

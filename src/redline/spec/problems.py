@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ ALLOWED = {
     "dict_type": "a table",
     "finite_number": "a finite number",
 }
+LITERALS = re.compile(r"'([^']*)'")
+"""The values in pydantic's words for what a literal allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +69,11 @@ def _from_validation(kind: str, place: str, error: Any) -> Problem:
         return unknown_key(place)
     if kind == "missing":
         return Problem(code="spec.missing", place=place, what="is missing", fix=f"add it; {place} has no default")
+    fix = None
     if kind == "literal_error":
         allowed = error["ctx"]["expected"]
+        close = nearest(str(error["input"]), LITERALS.findall(allowed))
+        fix = f'did you mean "{close}"?' if close is not None else None
     elif kind == "value_error":
         allowed = str(error["ctx"]["error"])
     elif kind in ("too_short", "too_long"):
@@ -75,7 +81,7 @@ def _from_validation(kind: str, place: str, error: Any) -> Problem:
     else:
         allowed = ALLOWED.get(kind, error["msg"].removeprefix("Input should be "))
     code, what = ("spec.type", "wrong type") if kind.endswith("_type") else ("spec.value", "value not allowed")
-    return Problem(code=code, place=place, what=what, got=shown(error["input"]), allowed=allowed)
+    return Problem(code=code, place=place, what=what, got=shown(error["input"]), allowed=allowed, fix=fix)
 
 
 def _length(error: Any) -> str:
@@ -104,5 +110,6 @@ def unknown_key(place: str) -> Problem:
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
-    found = difflib.get_close_matches(word.lower(), list(words), n=1, cutoff=0.6)
-    return found[0] if found else None
+    known = {one.lower(): one for one in words}
+    found = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return known[found[0]] if found else None

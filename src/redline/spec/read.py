@@ -24,6 +24,7 @@ from redline.records import (
     ServeSpec,
     Spec,
     TargetSpec,
+    TensorRTSpec,
 )
 from redline.records.spec import HeadKind
 from redline.spec.problems import Problem, from_validation, nearest, refusal, shown
@@ -148,10 +149,14 @@ def _record(tables: SpecFile, path: Path) -> Spec:
         ),
         data=DataSpec(**sets),
         objective=Objective(**given["objective"]),
-        target=TargetSpec(**_tupled(given.get("target", {}))),
+        target=_target(_tupled(given.get("target", {}))),
         budget=Budget(**given.get("budget", {})),
         serve=ServeSpec(**given.get("serve", {})),
     )
+
+
+def _target(given: dict[str, Any]) -> TargetSpec:
+    return TargetSpec(**{**given, "tensorrt": TensorRTSpec(**given.get("tensorrt", {}))})
 
 
 def _tupled(value: Any) -> Any:

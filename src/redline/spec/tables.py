@@ -145,10 +145,20 @@ class ObjectiveTable(Table):
     map_evidence: records.MapEvidence | None = None
 
 
+class TensorRTTable(Table):
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
+    workspace_gib: Annotated[float, Field(gt=0, le=1_024, allow_inf_nan=False)] | None = None
+    tactic_sources: Annotated[list[records.TacticSource], Field(min_length=1), AfterValidator(_unique)] | None = None
+    version_compatible: bool | None = None
+    hardware: records.Hardware | None = None
+    timing_cache: bool | None = None
+
+
 class TargetTable(Table):
     devices: Annotated[str, AfterValidator(_devices)] | None = None
     precisions: Annotated[list[records.Precision], Field(min_length=1), AfterValidator(_unique)] | None = None
     server: records.Server | None = None
+    tensorrt: TensorRTTable | None = None
 
 
 class BudgetTable(Table):
@@ -186,6 +196,7 @@ TABLES: dict[str, type[Table]] = {
     "data.calibrate": RefTable,
     "objective": ObjectiveTable,
     "target": TargetTable,
+    "target.tensorrt": TensorRTTable,
     "budget": BudgetTable,
     "serve": ServeTable,
 }

@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from redline.errors import BadInput, StoreError
-from redline.records import Budget, DataRef, DataSpec, Head, ModelSpec, Objective, Postprocess, Preprocess, ServeSpec, Spec
+from redline.records import (
+    Budget,
+    DataRef,
+    DataSpec,
+    Head,
+    ModelSpec,
+    Objective,
+    Postprocess,
+    Preprocess,
+    ServeSpec,
+    Spec,
+    TensorRTSpec,
+)
 from redline.spec.comments import COMMENTS, HEADER, INTRODUCTIONS, OPTIONAL
 from redline.spec.read import BUILT_IN_HEADS, parse_spec
 from redline.spec.rules import HEAD_DEFAULTS, HEAD_KEYS
@@ -130,7 +142,8 @@ def to_toml(spec: Spec) -> str:
         _section("model.postprocess", _table(spec.model.postprocess)),
         _section("data", data),
         _section("objective", _table(spec.objective)),
-        _section("target", _table(spec.target)),
+        _section("target", {key: value for key, value in _table(spec.target).items() if key != "tensorrt"}),
+        *([_section("target.tensorrt", _table(spec.target.tensorrt))] if spec.target.tensorrt != TensorRTSpec() else []),
         _section("budget", _table(spec.budget)),
         _section("serve", _table(spec.serve)),
     ]

@@ -58,6 +58,7 @@ def test_of_two_processes_one_builds_and_the_other_waits_for_it(small: Write, tm
         {"version_compatible": True},
         {"hardware": "ampere-plus"},
         {"precision": "tf32"},
+        {"timing_cache": False},
     ],
 )
 def test_what_makes_engines_differ_is_built_apart(cuda: FakeCuda, small: Write, tmp_path: Path, changed: Any) -> None:
@@ -96,6 +97,22 @@ def test_timings_are_reused_on_the_same_gpu_and_version_and_nowhere_else(cuda: F
     cuda.name = "Fake 2"
     assert build_engine(small(), small_options(), trt.library(), store).timing_cache == "cold"
     assert len(list((tmp_path / "store" / "timing").iterdir())) == 3
+
+
+def test_without_the_timing_cache_everything_is_timed_anew_and_nothing_is_kept(
+    cuda: FakeCuda, small: Write, tmp_path: Path
+) -> None:
+    trt, store = FakeTensorRT(cuda=cuda), Store(tmp_path / "store")
+    off = small_options(timing_cache=False)
+    builds = [build_engine(small(), off, trt.library(), store)]
+    assert not (tmp_path / "store" / "timing").exists()
+    builds += [build_engine(small(seed=1), small_options(), trt.library(), store)]
+    builds += [build_engine(small(seed=2), off, trt.library(), store)]
+    assert [build.timing_cache for build in builds] == ["none", "cold", "none"]
+    assert trt.builds == [b"", b"", b""]
+    store.put_file(Path(small(seed=2).path), kind="onnx")
+    replay(builds[2], trt.library(), store)
+    assert trt.builds[3:] == [b""]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,17 @@ def test_exit_code_is_the_verdict_on_the_precision(here, asked, capsys, given, c
     assert "--replay bbbbbbbbbbbb" in shown
     for text in ("H100 9.0, driver 12.4", "1–8 × 3 × 64 × 64–96", "41 s", "2.50 MB", "3.00 MB", "weights in INT64"):
         assert text in shown, text
+    assert "level 3; workspace 4 GiB; tactic sources the version's own" in shown
+
+
+def test_how_an_engine_was_built_is_shown(here, asked, capsys):
+    options = {"optimization_level": 5, "workspace_bytes": 3 << 29, "tactic_sources": ("CUDNN", "JIT_CONVOLUTIONS")}
+    asked[1].give = engine(**options, version_compatible=True, hardware="ampere-plus", timing_cache=False)
+    assert command("build", "d.toml", "--quiet") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    built = "level 5; workspace 1.5 GiB; tactic sources CUDNN, JIT_CONVOLUTIONS; version-compatible; hardware ampere-plus"
+    assert built in shown
+    assert "timing cache off" in shown
 
 
 def test_every_option_arrives(here, asked):

@@ -12,7 +12,7 @@ import pytest
 
 from redline.engine.tensorrt_versions import Library
 from redline.errors import TrialError
-from redline.records import BuildOptions, EngineProfile
+from redline.records import BuildOptions, EngineProfile, TensorRTSpec
 
 SYMBOLS: dict[str, dict[str, list[str]]] = json.loads((Path(__file__).parent / "tensorrt_symbols.json").read_text())
 PROFILE = EngineProfile(index=0, minimum=(1, 3, 64, 64), optimum=(1, 3, 64, 64), maximum=(4, 3, 64, 64))
@@ -83,6 +83,22 @@ def test_typing_is_strong_exactly_where_the_release_has_it(version: str) -> None
     wanted = "EXPLICIT_BATCH" if version == OLD else "STRONGLY_TYPED"
     assert builder.done == [("create_network", 1 << int(kinds[wanted]))]
     assert library.strongly_typed == (version != OLD)
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "lacks"),
+    [
+        (OLD, TensorRTSpec(tactic_sources=("CUDNN",), version_compatible=True, hardware="ampere-plus"), None),
+        (OLD, TensorRTSpec(hardware="same-capability"), 'hardware = "same-capability"'),
+        (NEW, TensorRTSpec(hardware="same-capability", tactic_sources=("JIT_CONVOLUTIONS",)), None),
+        (NEW, TensorRTSpec(tactic_sources=("CUDNN",)), 'tactic_sources = ["CUDNN"]; its tactic sources are EDGE_MASK'),
+    ],
+)
+def test_what_a_version_cannot_build_is_refused_before_a_build(version: str, wanted: TensorRTSpec, lacks: str | None) -> None:
+    found = release(version).refuses(wanted)
+    assert (found is None) == (lacks is None)
+    if lacks is not None:
+        assert f"tensorrt {version} does not have [target.tensorrt] {lacks}" in str(found)
 
 
 def test_flags_follow_the_graph_on_the_release_without_types() -> None:

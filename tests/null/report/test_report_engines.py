@@ -215,6 +215,32 @@ def test_layers_are_named_by_their_onnx_nodes(record: RunRecord) -> None:
     assert "act&lt;1&gt;" in render_html(record)
 
 
+def test_each_kind_of_profiles_shows_its_expected_padding_beside_the_measured(record: RunRecord) -> None:
+    chosen = record.trials[2]
+    kinds = [
+        (replace(chosen.candidate, profiles="exact", shapes="minimal"), 3.2, 3.31),
+        (replace(chosen.candidate, profiles="bucketed", shapes=((64, 64), (64, 96))), 6.25, 6.0),
+        (replace(chosen.candidate, profiles="dynamic", shapes="minimal"), 3.2, None),
+    ]
+    more = [
+        replace(chosen, candidate=candidate, expected_padding_pct=expected, padding_pct=seen)
+        for candidate, expected, seen in kinds
+    ]
+    fixed = replace(chosen, expected_padding_pct=25.0, padding_pct=24.5)
+    again = replace(fixed, candidate=replace(fixed.candidate, batch=8))
+    shown = replace(record, trials=(*record.trials[:2], fixed, again, *more))
+    assert engines.padding_rows(shown) == [
+        ("exact: the letterbox", "25.0 %", "24.5 %", "2 of 2"),
+        ("exact: a profile for each shape", "3.2 %", "3.3 %", "1 of 1"),
+        ("bucketed letterbox: 2 buckets", "6.2 %", "6.0 %", "1 of 1"),
+        ("fully dynamic: one profile over all shapes", "3.2 %", "–", "0 of 1"),
+    ]
+    html = render_html(shown)
+    assert "Padding by kind of profiles" in html
+    assert "bucketed letterbox: 2 buckets</th><td>6.2 %</td><td>6.0 %</td>" in html
+    assert "Padding by kind" not in render_html(replace(record, trials=record.trials[:2]))
+
+
 def test_telemetry_stands_beside_what_was_judged_and_throttling_is_marked(record: RunRecord) -> None:
     rows = engines.telemetry_rows(record)
     assert [name for name, _ in rows] == ["Baseline", "Choice"]

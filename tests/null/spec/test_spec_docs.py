@@ -18,6 +18,7 @@ from redline.records import (
     Preprocess,
     ServeSpec,
     TargetSpec,
+    TensorRTSpec,
 )
 
 DOCS = Path(__file__).parents[3] / "docs" / "spec.md"
@@ -29,6 +30,7 @@ RECORDS = {
     "data": (DataSpec, DataRef),
     "objective": (Objective,),
     "target": (TargetSpec,),
+    "target.tensorrt": (TensorRTSpec,),
     "budget": (Budget,),
     "serve": (ServeSpec,),
 }

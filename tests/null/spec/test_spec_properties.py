@@ -24,6 +24,7 @@ from redline.records import (
     ServeSpec,
     Spec,
     TargetSpec,
+    TensorRTSpec,
 )
 from redline.records import spec as kinds
 from redline.spec import load_spec, to_toml
@@ -152,6 +153,14 @@ def specs(draw, folder: Path):
             devices=draw(st.sampled_from(["auto", "cpu", "cuda:1", "cuda:0,1"])),
             precisions=tuple(draw(st.lists(literal(kinds.Precision), min_size=1, unique=True))),
             server=draw(literal(kinds.Server)),
+            tensorrt=TensorRTSpec(
+                optimization_level=draw(st.integers(0, 5)),
+                workspace_gib=draw(st.floats(0.001, 1024)),
+                tactic_sources=draw(st.none() | st.lists(literal(kinds.TacticSource), min_size=1, unique=True).map(tuple)),
+                version_compatible=draw(st.booleans()),
+                hardware=draw(literal(kinds.Hardware)),
+                timing_cache=draw(st.booleans()),
+            ),
         ),
         budget=Budget(minutes=draw(POSITIVE)),
         serve=ServeSpec(

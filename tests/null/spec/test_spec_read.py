@@ -21,6 +21,7 @@ from redline.records import (
     ServeSpec,
     Spec,
     TargetSpec,
+    TensorRTSpec,
 )
 from redline.spec import load_spec
 from redline.spec.tables import TABLES
@@ -172,7 +173,7 @@ def test_tables_and_records_have_the_same_names():
     records = {
         "": Spec, "model": ModelSpec, "model.head": Head, "model.preprocess": Preprocess, "model.postprocess": Postprocess,
         "data": DataSpec, "data.evaluate": DataRef, "data.calibrate": DataRef, "objective": Objective, "target": TargetSpec,
-        "budget": Budget, "serve": ServeSpec,
+        "target.tensorrt": TensorRTSpec, "budget": Budget, "serve": ServeSpec,
     }  # fmt: skip
     for name, table in TABLES.items():
         assert set(table.model_fields) == {field.name for field in dataclasses.fields(records[name])} - {"path"}
@@ -242,6 +243,14 @@ def test_tables_and_records_have_the_same_names():
         ("target", "precisions = []", "target.precisions", "spec.value"),
         ("target", 'precisions = ["fp32", "fp32"]', "target.precisions", "spec.value"),
         ("target", 'precisions = ["fp32", "fp8"]', "target.precisions[1]", "spec.value"),
+        ("target.tensorrt", "optimization_level = 6", "target.tensorrt.optimization_level", "spec.value"),
+        ("target.tensorrt", "optimization_level = 3.5", "target.tensorrt.optimization_level", "spec.type"),
+        ("target.tensorrt", "workspace_gib = 0", "target.tensorrt.workspace_gib", "spec.value"),
+        ("target.tensorrt", "workspace_gib = inf", "target.tensorrt.workspace_gib", "spec.value"),
+        ("target.tensorrt", "tactic_sources = []", "target.tensorrt.tactic_sources", "spec.value"),
+        ("target.tensorrt", 'tactic_sources = ["CUDNN", "CUDNN"]', "target.tensorrt.tactic_sources", "spec.value"),
+        ("target.tensorrt", 'hardware = "any"', "target.tensorrt.hardware", "spec.value"),
+        ("target.tensorrt", "timing_cache = 1", "target.tensorrt.timing_cache", "spec.type"),
         ("budget", "minutes = 0", "budget.minutes", "spec.value"),
     ],
 )  # fmt: skip
@@ -277,6 +286,21 @@ def test_suggestions(folder):
     assert "did you mean val?" in str(refused(folder, with_line("data", 'evaluate = { images = "vals" }')))
     assert "size = [640, 416]" in str(refused(folder, with_line("model.preprocess", "size = [650, 420]")))
     assert "[model.preprocess]" in str(refused(folder, with_line("model", "stride = 3")))
+    table = "target.tensorrt"
+    assert "did you mean `optimization_level`?" in str(refused(folder, with_line(table, "optimisation_level = 3")))
+    assert "`workspace_gib` belongs in [target.tensorrt]" in str(refused(folder, with_line("target", "workspace_gib = 3")))
+    sources = refused(folder, with_line(table, 'tactic_sources = ["CUDNN", "jit_convolution"]'))
+    assert "target.tensorrt.tactic_sources[1]" in str(sources)
+    assert 'did you mean "JIT_CONVOLUTIONS"?' in str(sources)
+    assert 'did you mean "same-capability"?' in str(refused(folder, with_line(table, 'hardware = "same-capabilities"')))
+
+
+def test_how_engines_are_built(folder):
+    assert load_text(folder, MINIMAL).target.tensorrt == TensorRTSpec()
+    lines = 'workspace_gib = 2\ntactic_sources = ["JIT_CONVOLUTIONS"]\nhardware = "ampere-plus"\ntiming_cache = false'
+    found = load_text(folder, f'{MINIMAL}[target]\ndevices = "cuda:0"\n[target.tensorrt]\n{lines}\n').target
+    wanted = TensorRTSpec(workspace_gib=2, tactic_sources=("JIT_CONVOLUTIONS",), hardware="ampere-plus", timing_cache=False)
+    assert found == TargetSpec(devices="cuda:0", tensorrt=wanted)
 
 
 def test_all_problems_are_reported_together(folder):
