@@ -109,6 +109,7 @@ def switches(case: Case, port: int, rate: float, first: int) -> dict[str, Any]:
 
 def act_of(case: Case, kind: str) -> tuple[str, float, float, int | None]:
     """One switch through the service's own acts: the copies that are released differ in their number alone."""
+    from redline.networks import graph_network
     from redline.releasing import expect, golden_files, make_release
     from redline.serve.repository import releases_in, write_repository
     from redline.serve.state import REPOSITORY
@@ -116,15 +117,14 @@ def act_of(case: Case, kind: str) -> tuple[str, float, float, int | None]:
     folder = service_folder(case.spec, case.runs)
     service = running_service(folder)
     assert service is not None
-    assert case.graphs.network is not None
     if kind == "release":
         candidate, trial = choice_to_serve(case.record)
-        expected = expect(case.spec, case.record, candidate, Path(case.graphs.network.path))
+        network = graph_network(case.record, case.runs)
+        expected = expect(case.spec, case.record, candidate, network)
         number = 1 + max(releases_in(folder / REPOSITORY, case.spec.serve.name))
-        made = make_release(case.spec, case.record, candidate, trial, expected, number)
+        made = make_release(case.spec, case.record, candidate, trial, expected, number, engine=network.engine)
         with golden_files(made, expected) as files:
-            network = Path(case.graphs.network.path)
-            write_repository(folder / REPOSITORY, made, "embedded", network_file=network, golden_files=files)
+            write_repository(folder / REPOSITORY, made, "embedded", network_file=network.path, golden_files=files)
         service.stage(number)
         at = time.monotonic()
         switch = service.promote(number, hold_s=0.0)

@@ -288,10 +288,14 @@ def stop_service(spec_path: Path | str, *, runs: Path = RUNS) -> bool:
 
 
 def install_server() -> ServerEnvironment:
-    """Install Triton and its own Python beside redline's, unless they are there."""
-    from redline.serve.environment import install_environment
+    """Install Triton and its own Python beside redline's, unless they are there.
 
-    return install_environment()
+    On a machine with an NVIDIA GPU its Python gets redline's TensorRT too, so that engines can be released.
+    """
+    from redline.doctor import inspect_machine
+    from redline.serve.environment import gpu_packages, install_environment
+
+    return install_environment(more=gpu_packages() if inspect_machine().gpus else ())
 
 
 def watch(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from redline.engine.onnxruntime_runner import GraphSession
     from redline.plan.profiles import Profiles
     from redline.prepare import Graphs, Subject
-    from redline.records import Dataset, Preprocess, Runner, ShapePolicy, Traffic
+    from redline.records import Dataset, Preprocess, Runner, ShapePolicy, Spec, Traffic
 
 GIB = 1 << 30
 LOAD_IMAGES = 256
@@ -149,11 +149,17 @@ def order_of(subject: Subject, graphs: Graphs, candidate: Candidate, foundry: Fo
     """What a TensorRT candidate is built from and with; None for every other runner, and where there is no TensorRT."""
     if candidate.runner != "tensorrt" or foundry is None:
         return None
-    rebuild = ["redline build", subject.spec.path, "--precision", candidate.precision, "--profiles", str(candidate.profiles)]
-    rebuild += ["--minimal"] if (candidate.shapes, candidate.profiles) == ("minimal", "exact") else []
-    rebuild += ["--batched"] if candidate.batch > 1 else []
-    rebuild += [word for node in candidate.wide for word in ("--wide", node)]
-    return Order(foundry, engine_options(subject, graphs, candidate, foundry), " ".join(rebuild))
+    options = engine_options(subject, graphs, candidate, foundry)
+    return Order(foundry, options, rebuild_command(subject.spec, candidate))
+
+
+def rebuild_command(spec: Spec, candidate: Candidate) -> str:
+    """What builds the candidate's engine into the store."""
+    words = ["redline build", spec.path, "--precision", candidate.precision, "--profiles", str(candidate.profiles)]
+    words += ["--minimal"] if (candidate.shapes, candidate.profiles) == ("minimal", "exact") else []
+    words += ["--batched"] if candidate.batch > 1 else []
+    words += [word for node in candidate.wide for word in ("--wide", node)]
+    return " ".join(words)
 
 
 def candidate_profiles(subject: Subject, graphs: Graphs, candidate: Candidate) -> Profiles:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from redline.data import load_dataset, load_traffic, read_bytes
 from redline.errors import BadInput, RedlineError
 from redline.live import mix_of
+from redline.networks import Network, network_of, open_network, require_server, with_engine_shapes
 from redline.predict import Predictor
 from redline.records import (
     Candidate,
@@ -28,7 +29,7 @@ from redline.records import (
     Verdict,
     Verification,
 )
-from redline.rollout import Expected, Rollout, passed
+from redline.rollout import Expected, Rollout, passed, require_accuracy
 from redline.serving import prepare_service, service_folder
 from redline.store.disk import guarded
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from redline.serve.admin import Service, Status
 
 CONTAINER = "container"
+SERVABLE = ("onnxruntime", "tensorrt")
 GOLDEN_IMAGES = 8
 KEPT_RELEASES = 5
 """Rendered releases that stay on the disk for `redline rollback --to`, besides those in use."""
@@ -85,12 +87,14 @@ def release(
         candidate, trial = choice_to_serve(record)
     else:
         trial = _trial_like(record, candidate)
-    network = _network(record, runs)
+    network = network_of(spec, record, candidate, trial, runs, progress)
+    candidate = with_engine_shapes(candidate, network.engine, spec, record)
     folder = service_folder(spec, runs)
     if spec.target.server == "container":
         return _render_for_container(spec, record, candidate, trial, network, folder / CONTAINER, progress)
     if spec.target.server == "none":
         raise BadInput("release.no-target", 'the spec has [target] server = "none"', fix='set it to "embedded" or "container"')
+    require_server(network)
     with _one_at_a_time(folder / LOCK, spec.serve.name):
         with progress.stage("what the server must answer"):
             expected = expect(spec, record, candidate, network)
@@ -99,10 +103,12 @@ def release(
             service = start_detached(folder)
         state = read_state(folder, spec.serve.name)
         number = 1 + max((*state.releases, *releases_in(folder / REPOSITORY, spec.serve.name)), default=0)
-        made = make_release(spec, record, candidate, trial, expected, number)
+        made = make_release(spec, record, candidate, trial, expected, number, engine=network.engine)
+        if network.anew:
+            require_accuracy(made, expected)
         with progress.stage(f"release {number} of {spec.serve.name}"):
             with golden_files(made, expected) as files:
-                write_repository(folder / REPOSITORY, made, "embedded", network_file=network, golden_files=files)
+                write_repository(folder / REPOSITORY, made, "embedded", network_file=network.path, golden_files=files)
             _forget_old(folder, spec.serve.name)
         return _roll_out(service, made, expected, spec, progress, folder, hold=hold, probe=probe)
 
@@ -112,7 +118,7 @@ def _render_for_container(
     record: RunRecord,
     candidate: Candidate,
     trial: Trial,
-    network: Path,
+    network: Network,
     folder: Path,
     progress: Progress,
 ) -> Outcome:
@@ -123,9 +129,11 @@ def _render_for_container(
     with _one_at_a_time(folder.parent / LOCK, spec.serve.name), progress.stage("repository for the container"):
         expected = expect(spec, record, candidate, network)
         number = 1 + max(releases_in(folder, spec.serve.name), default=0)
-        made = make_release(spec, record, candidate, trial, expected, number)
+        made = make_release(spec, record, candidate, trial, expected, number, engine=network.engine)
+        if network.anew:
+            require_accuracy(made, expected)
         with golden_files(made, expected) as files:
-            write_repository(folder, made, "container", network_file=network, golden_files=files)
+            write_repository(folder, made, "container", network_file=network.path, golden_files=files)
         write_stable(folder, made.service, made)
     reason = f"rendered for NVIDIA's image, not verified: {folder / 'README.md'} says how to start it"
     verdict = Verdict(answer="inconclusive", reason=reason)
@@ -221,13 +229,15 @@ def choice_to_serve(record: RunRecord) -> tuple[Candidate, Trial]:
         fix = "change the objective or the model, then redline run"
         raise BadInput("release.not-met", "the run found nothing to release", got=reason, fix=fix)
     candidate = choice.candidate
-    if candidate.runner != "onnxruntime" or candidate.prepost != "host":
+    if candidate.runner not in SERVABLE or candidate.prepost != "host":
         raise BadInput(
             "release.runner",
-            "this choice cannot be served yet",
+            "this choice cannot be served: the server's Python has no torch"
+            if candidate.runner.startswith("torch")
+            else "this choice cannot be served yet",
             got=candidate.name,
-            allowed="ONNX Runtime with pre- and post-processing on the host",
-            fix='[target] devices = "cpu" searches among what can be served'
+            allowed="ONNX Runtime, or a TensorRT engine on a GPU, with pre- and post-processing on the host",
+            fix='redline run with TensorRT (redline doctor) or with [target] devices = "cpu" searches what can be served'
             if candidate.gpus
             else "redline run with a server (redline serve --install) searches among what can be served",
         )
@@ -240,35 +250,26 @@ def _trial_like(record: RunRecord, candidate: Candidate) -> Trial:
     """A trial of the same accuracy. Raises BadInput if none was measured."""
     for trial in record.trials:
         found = trial.candidate
-        alike = (found.runner, found.precision, found.shapes, found.prepost) == (
+        alike = (found.runner, found.precision, found.shapes, found.prepost, found.profiles) == (
             candidate.runner,
             candidate.precision,
             candidate.shapes,
             candidate.prepost,
+            candidate.profiles,
         )
+        # One engine takes single images, another one batches.
+        alike = alike and (candidate.profiles is None or (found.batch > 1) == (candidate.batch > 1))
         if alike and trial.parity is not None and trial.parity.verdict.answer != "fail":
             return trial
     raise BadInput("release.unmeasured", "the run measured no accuracy for this candidate", got=candidate.name)
 
 
-def _network(record: RunRecord, runs: Path) -> Path:
-    from redline.store import Store
-
-    store = Store(runs / "store")
-    if record.onnx is None or not store.intact(record.onnx.digest):
-        got = "no graph was exported" if record.onnx is None else f"{record.onnx.digest[:12]} is not in {store.root}"
-        raise BadInput("release.engine", "the network of this run is gone", got=got, fix="redline run makes it again")
-    return store.path(record.onnx.digest)
-
-
-def expect(spec: Spec, record: RunRecord, candidate: Candidate, network: Path) -> Expected:
+def expect(spec: Spec, record: RunRecord, candidate: Candidate, network: Network) -> Expected:
     """The release's pipeline in this process, over the whole evaluation set."""
-    from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
-
     dataset = load_dataset(spec.data.evaluate)
     traffic = load_traffic(spec.data.traffic, dataset)
     encoded = tuple(read_bytes(image) for image in dataset.images)
-    runner = OnnxRuntimeRunner(str(network), threads=candidate.threads, concurrent=False)
+    runner = open_network(network, candidate)
     try:
         model = spec.model
         predict = Predictor(runner, model.preprocess, model.head, model.postprocess, candidate.shapes)
@@ -278,12 +279,20 @@ def expect(spec: Spec, record: RunRecord, candidate: Candidate, network: Path) -
     return Expected(dataset=dataset, encoded=encoded, detections=detections, mix=mix_of(dataset, traffic), noise=record.noise)
 
 
-def make_release(spec: Spec, record: RunRecord, candidate: Candidate, trial: Trial, expected: Expected, number: int) -> Release:
+def make_release(
+    spec: Spec,
+    record: RunRecord,
+    candidate: Candidate,
+    trial: Trial,
+    expected: Expected,
+    number: int,
+    *,
+    engine: EngineFacts,
+) -> Release:
     from redline import __version__
     from redline.store.journal import now
     from redline.store.tools import tool_versions
 
-    assert record.onnx is not None
     parity = trial.parity
     return Release(
         service=spec.serve.name,
@@ -292,7 +301,7 @@ def make_release(spec: Spec, record: RunRecord, candidate: Candidate, trial: Tri
         run=record.id,
         trial=trial.digest,
         candidate=candidate,
-        engine=EngineFacts(format="onnx", digest=record.onnx.digest, input=record.onnx.input, outputs=record.onnx.outputs),
+        engine=engine,
         preprocess=spec.model.preprocess,
         postprocess=spec.model.postprocess,
         head=spec.model.head,

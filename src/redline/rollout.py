@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from redline.errors import RedlineError
+from redline.errors import BadInput, RedlineError
 from redline.measure.load import open_loop
 from redline.measure.verdict import judge_latency, on_time
 from redline.observe.decide import decide
@@ -185,6 +185,22 @@ class Rollout:
 
 def passed(verification: Verification) -> bool:
     return all(check.verdict.answer != "fail" for check in verification.checks)
+
+
+def require_accuracy(release: Release, expected: Expected) -> None:
+    """A network that was made anew must be as accurate as the one that was measured. Raises BadInput: release.accuracy."""
+    measured = release.accuracy
+    if measured is None or measured.kind != "map":
+        return
+    found = _ap(expected, expected.detections, release)
+    if abs(found - measured.ap) > AP_TOLERANCE:
+        raise BadInput(
+            "release.accuracy",
+            "the engine that was built anew is not as accurate as the one that was measured",
+            got=f"mAP {found:.4f}",
+            allowed=f"{measured.ap:.4f} within {AP_TOLERANCE}",
+            fix="redline run --fresh measures the new one",
+        )
 
 
 def _ap(expected: Expected, found: Sequence[Detections], release: Release) -> float:

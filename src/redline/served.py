@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from redline.errors import TrialError
 from redline.live import Mix, first_of_each
-from redline.records import Candidate, EngineFacts, Release
+from redline.networks import graph_facts
+from redline.records import Candidate, Release
 
 if TYPE_CHECKING:
     from redline.prepare import Graphs, Subject
@@ -156,7 +157,7 @@ def _release(subject: Subject, graphs: Graphs, candidate: Candidate, number: int
         run="",
         trial="",
         candidate=candidate,
-        engine=EngineFacts(format="onnx", digest=network.digest, input=network.input, outputs=network.outputs),
+        engine=graph_facts(network),
         preprocess=detector.preprocess,
         postprocess=detector.postprocess,
         head=detector.head,

@@ -18,6 +18,7 @@ import blob_case
 import numpy as np
 from aiohttp import web  # noqa: F401  the stream needs aiohttp: fail here and not in another process
 
+from redline.networks import graph_network
 from redline.records import Candidate, Detections, Release, RunRecord, Spec
 from redline.releasing import choice_to_serve, expect, make_release
 from redline.rollout import Expected
@@ -43,7 +44,7 @@ class Case:
         self.folder = prepare_service(self.spec, self.runs)
         self.repository = self.folder / REPOSITORY
         candidate, _ = choice_to_serve(self.record)
-        self.expected: Expected = expect(self.spec, self.record, candidate, self.network)
+        self.expected: Expected = expect(self.spec, self.record, candidate, graph_network(self.record, self.runs))
 
     @property
     def network(self) -> Path:
@@ -54,7 +55,8 @@ class Case:
         """Write the next release into the repository, unverified; `changes` of the record that `redline release` would make."""
         candidate, trial = choice_to_serve(self.record)
         number = 1 + max(releases_in(self.repository, self.spec.serve.name), default=0)
-        made = make_release(self.spec, self.record, changes.pop("candidate", candidate), trial, self.expected, number)
+        candidate, engine = changes.pop("candidate", candidate), graph_network(self.record, self.runs).engine
+        made = make_release(self.spec, self.record, candidate, trial, self.expected, number, engine=engine)
         made = replace(made, **changes)
         write_repository(self.repository, made, "embedded", network_file=self.network, golden_files=self._golden(made))
         return number

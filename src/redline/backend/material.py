@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from redline.records import Head, Postprocess, Preprocess, ShapePolicy
+from redline.records import EngineProfile, Head, PlanOrigin, Postprocess, Preprocess, ShapePolicy
 
 T = TypeVar("T")
 RELEASE = "release.json"
-NETWORK = "network.onnx"
+NETWORKS = {"onnx": "network.onnx", "tensorrt": "network.plan"}
+"""File of the network by the engine's format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,7 @@ class Material:
     service: str
     number: int
     threads: int
+    batch: int
     concurrency: int
     pipeline: str
     shapes: ShapePolicy
@@ -31,6 +33,10 @@ class Material:
     postprocess: Postprocess
     head: Head
     network: Path
+    profiles: tuple[EngineProfile, ...]
+    origin: PlanOrigin | None
+    """Of a TensorRT plan; None for ONNX."""
+    cuda_graphs: bool
 
 
 def read_material(folder: Path) -> Material:
@@ -42,6 +48,7 @@ def read_material(folder: Path) -> Material:
         service=release["service"],
         number=release["number"],
         threads=candidate["threads"],
+        batch=candidate["batch"],
         concurrency=candidate["concurrency"],
         pipeline=candidate["serving"]["pipeline"],
         shapes=_tupled(shapes),
@@ -50,7 +57,10 @@ def read_material(folder: Path) -> Material:
         preprocess=_record(Preprocess, release["preprocess"]),
         postprocess=_record(Postprocess, release["postprocess"]),
         head=_record(Head, release["head"]),
-        network=folder / NETWORK,
+        network=folder / NETWORKS[engine["format"]],
+        profiles=tuple(_record(EngineProfile, profile) for profile in engine["profiles"]),
+        origin=None if engine["origin"] is None else _record(PlanOrigin, engine["origin"]),
+        cuda_graphs=candidate["cuda_graphs"],
     )
 
 

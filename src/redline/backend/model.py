@@ -28,12 +28,14 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()}
         self._material = read_material((Path(args["model_repository"]) / parameters["material"]).resolve())
         self._role = parameters["role"]
+        # Triton counts GPUs as this process does: both have its environment.
+        self._gpu = int(args["model_instance_device_id"]) if args.get("model_instance_kind") == "GPU" else None
         cv2.setNumThreads(self._material.threads)
         if self._role in ("entry", "tensor"):
             network = Finite(self._network())
             self._entry, self._tensors = Entry(self._material, network), Tensors(self._material, network)
         elif self._role == "network":
-            self._runner = local_network(self._material)
+            self._runner = local_network(self._material, self._gpu)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         if self._role == "entry":
@@ -47,7 +49,7 @@ class TritonPythonModel:
     def _network(self) -> Runner:
         material = self._material
         if material.pipeline == "fused":
-            return local_network(material)
+            return local_network(material, self._gpu)
         return ModelNetwork(material, f"{material.service}_r{material.number}_network")
 
     def _joined(self, requests: Sequence[Any], name: str, step: Any, *more: str) -> list[Any]:

@@ -14,8 +14,21 @@ if TYPE_CHECKING:
     from redline.records.detect import Tensor
 
 
-def local_network(material: Material) -> Runner:
-    """ONNX Runtime in this process. Idle threads sleep: the server's other processes want the cores that spinning takes."""
+def local_network(material: Material, gpu: int | None) -> Runner:
+    """In this process: the plan on the GPU `gpu`, run once in every profile, or ONNX Runtime on the CPU.
+
+    ONNX Runtime's idle threads sleep: the server's other processes want the cores that spinning takes.
+    Raises TrialError (engine-place, engine-plan, ...) if the plan is not for this GPU and TensorRT.
+    """
+    if material.origin is not None:
+        from redline.engine.tensorrt_place import open_plan, warm
+
+        if gpu is None:
+            raise TrialError("engine-place", "A TensorRT engine needs a GPU", got="a process on the CPU", allowed="KIND_GPU")
+        plan, graphs = material.network.read_bytes(), material.cuda_graphs
+        runner = open_plan(plan, material.origin, device=gpu, lanes=1, graphs=graphs, outputs=material.outputs)
+        warm(runner, material.profiles, material.batch)
+        return runner
     from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
 
     return OnnxRuntimeRunner(str(material.network), threads=material.threads, concurrent=True)

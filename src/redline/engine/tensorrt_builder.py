@@ -121,7 +121,7 @@ def _add_profiles(
 def _tensor(tensor: trt.ITensor) -> TensorFact:
     names = {0: "N", 2: "H", 3: "W"}
     shape = tuple(int(size) if size >= 0 else names.get(axis, f"d{axis}") for axis, size in enumerate(tensor.shape))
-    kind = str(tensor.dtype).rsplit(".", 1)[-1].lower()
+    kind = str(tensor.dtype.name).lower()
     return TensorFact(name=tensor.name, dtype={"float": "float32", "half": "float16"}.get(kind, kind), shape=shape)
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from redline.records.detect import TensorFact
-from redline.records.engine import EngineProfile
+from redline.records.engine import EngineProfile, PlanOrigin
 from redline.records.run import Accuracy, Candidate, Library, Load, Verdict
-from redline.records.spec import Head, LabelMap, Objective, Postprocess, Preprocess
+from redline.records.spec import Head, LabelMap, Objective, Postprocess, Precision, Preprocess
 
 Role = Literal["entry", "tensor", "network", "prepare", "finish"]
 """entry: image bytes to detections; tensor: preprocessed tensor to detections; network: tensor to raw outputs;
@@ -31,6 +31,9 @@ class EngineFacts:
     outputs: tuple[TensorFact, ...]
     profiles: tuple[EngineProfile, ...] = ()
     """Empty for ONNX."""
+    precision: Precision = "fp32"
+    origin: PlanOrigin | None = None
+    """None for ONNX."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,7 @@ class Release:
     trial: str
     """Digest of the trial it rests on."""
     candidate: Candidate
-    """Has `serving`: batch is the largest batch, concurrency the processes (fused) or network instances."""
+    """Has `serving`: batch is the largest batch, concurrency the processes (fused) or network instances, over all GPUs."""
     engine: EngineFacts
     preprocess: Preprocess
     postprocess: Postprocess

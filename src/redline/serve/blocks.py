@@ -8,7 +8,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as triton
 
 from redline.errors import BadInput
-from redline.records import Objective, TensorFact
+from redline.records import Candidate, Objective, TensorFact
 from redline.records.serve import EngineFacts, Release, Role, Target
 from redline.serve import names
 from redline.serve.shapes import holds, image_dims, warm_sizes
@@ -118,25 +118,37 @@ def processes(config: Any, count: int) -> None:
     group.kind, group.count = triton.ModelInstanceGroup.KIND_CPU, count
 
 
+def network_processes(config: Any, release: Release) -> None:
+    """Python processes that run the network themselves: on the CPU, or some on each of the candidate's GPUs."""
+    if release.candidate.gpus:
+        _on_gpus(config.instance_group.add(), release.candidate)
+    else:
+        processes(config, release.candidate.concurrency)
+
+
+def _on_gpus(group: Any, candidate: Candidate) -> None:
+    """`count` is of each GPU; a candidate's inferences in flight are of all of them together."""
+    group.kind = triton.ModelInstanceGroup.KIND_GPU
+    group.count = -(-candidate.concurrency // len(candidate.gpus))
+    group.gpus.extend(candidate.gpus)
+
+
 def network_instances(config: Any, release: Release) -> None:
-    """Instances of the network in the container: on every GPU, or on the CPU if the release was measured there.
+    """Instances of the network in the container: on the candidate's GPUs, or on the CPU if the release was measured there.
 
     An instance of a TensorRT engine gets every profile: Triton hands a request to any free instance, whatever its shape, and
     the instance takes the closest of its own profiles (GetMostOptimizedProfile in tensorrt_backend, src/instance_state.cc,
     r24.10). With one profile an instance, requests would meet an instance that cannot run them.
     """
     engine, candidate = release.engine, release.candidate
-    group = config.instance_group.add()
-    group.count = candidate.concurrency
-    if engine.format == "tensorrt":
-        group.kind = triton.ModelInstanceGroup.KIND_GPU
+    if candidate.gpus:
+        group = config.instance_group.add()
+        _on_gpus(group, candidate)
         group.profile.extend(str(profile.index) for profile in engine.profiles)
-    elif candidate.device == "cpu":
-        group.kind = triton.ModelInstanceGroup.KIND_CPU
+    else:
+        processes(config, candidate.concurrency)
         config.parameters["intra_op_thread_count"].string_value = str(candidate.threads)
         config.parameters["inter_op_thread_count"].string_value = "1"
-    else:
-        group.kind = triton.ModelInstanceGroup.KIND_GPU
 
 
 def graph_batches(batch: int) -> tuple[tuple[int, int], ...]:
@@ -149,15 +161,13 @@ def graph_batches(batch: int) -> tuple[tuple[int, int], ...]:
 
 
 def cuda_graphs(config: Any, release: Release) -> None:
-    """CUDA graphs for every size that is known beforehand (each profile's optimum where sizes vary freely).
+    """CUDA graphs for every size that is known beforehand (`warm_sizes`).
 
     The lower bound differs in the batch alone: a graph for a larger height or width would read rows of the wrong length.
     """
     engine, cuda = release.engine, config.optimization.cuda
     cuda.graphs = True
-    free = -1 in image_dims(release) and isinstance(release.candidate.shapes, str)
-    optima = dict.fromkeys((profile.optimum[2], profile.optimum[3]) for profile in engine.profiles)
-    for size in optima if free else warm_sizes(release):
+    for size in warm_sizes(release):
         for lowest, captured in graph_batches(config.max_batch_size):
             if not any(holds(profile, captured, size) for profile in engine.profiles):
                 continue
@@ -190,13 +200,15 @@ def image_warmup(config: Any, release: Release) -> None:
 
 
 def tensor_warmup(config: Any, release: Release) -> None:
-    """Zeros in every size that may come, lying in the input as they are."""
+    """Zeros in every size that may come, lying in the input as they are; on a GPU as a full batch too, of which each shape has
+    a CUDA graph of its own."""
     for height, width in warm_sizes(release):
-        sample = _sample(config, f"{height}x{width}", 1)
-        _zeros(sample, names.IMAGES, "TYPE_FP32", (3, height, width))
-        data = sample.inputs[names.PLACEMENT]
-        data.data_type, data.input_data_file = triton.TYPE_FP64, placement_file(height, width)
-        data.dims.append(names.PLACEMENT_NUMBERS)
+        for batch in sorted({1, config.max_batch_size}) if release.engine.profiles else [1]:
+            sample = _sample(config, f"{height}x{width}" if batch == 1 else f"{height}x{width} x{batch}", batch)
+            _zeros(sample, names.IMAGES, "TYPE_FP32", (3, height, width))
+            data = sample.inputs[names.PLACEMENT]
+            data.data_type, data.input_data_file = triton.TYPE_FP64, placement_file(height, width)
+            data.dims.append(names.PLACEMENT_NUMBERS)
 
 
 def image_file(golden: str) -> str:

@@ -33,10 +33,10 @@ def engine_problems(release: Release, target: Target) -> Iterator[Problem]:
     yield from _outputs(release, here)
     yield from _batch(release, here, target)
     yield from _sizes(release, here)
-    if engine.format == "tensorrt" and target == "embedded":
-        allowed = "an ONNX network; TensorRT is served by NVIDIA's container"
-        yield Problem("release-target", here, "the engine for the embedded server", "TensorRT", allowed)
+    yield from _place(release, here, target)
     yield from _profiles(release, here)
+    if engine.format == "tensorrt" and target == "embedded" and engine.profiles and all(map(_ordered, engine.profiles)):
+        yield from _range(release, here, engine.profiles, release.candidate.batch, "what a process may get")
 
 
 def network_problems(name: str, config: Any, release: Release) -> Iterator[Problem]:
@@ -129,6 +129,20 @@ def _profiles(release: Release, here: str) -> Iterator[Problem]:
             yield Problem("release-profiles", here, f"profile {profile.index}", got, allowed)
 
 
+def _place(release: Release, here: str, target: Target) -> Iterator[Problem]:
+    """Where the network runs, and whether it is known what it was built on."""
+    engine, device = release.engine, release.candidate.device
+    if engine.format == "tensorrt" and not release.candidate.gpus:
+        yield Problem("release-device", here, "the device of a TensorRT engine", device, "GPUs by their indices, as cuda:0")
+    if engine.format == "onnx" and release.candidate.gpus and target == "embedded":
+        allowed = "cpu: the embedded server's ONNX Runtime has no GPU"
+        yield Problem("release-device", here, "the device of an ONNX network", device, allowed)
+    if (engine.format == "tensorrt") != (engine.origin is not None):
+        got = "none" if engine.origin is None else f"{engine.origin.library} {engine.origin.version}"
+        allowed = "that of the plan for TensorRT, none for ONNX"
+        yield Problem("release-origin", here, "what the engine was built with and on", got, allowed)
+
+
 def _ordered(profile: EngineProfile) -> bool:
     shapes = (profile.minimum, profile.optimum, profile.maximum)
     whole = all(len(shape) == 4 and shape[1] == 3 and min(shape) > 0 for shape in shapes)
@@ -137,7 +151,6 @@ def _ordered(profile: EngineProfile) -> bool:
 
 def _instance_profiles(name: str, config: Any, release: Release) -> Iterator[Problem]:
     known = {str(profile.index): profile for profile in release.engine.profiles if _ordered(profile)}
-    sizes = sent_sizes(release.preprocess, release.candidate.shapes)
     for number, group in enumerate(config.instance_group):
         here = f"instance group {number}"
         wrong = [index for index in group.profile if index not in known]
@@ -148,11 +161,16 @@ def _instance_profiles(name: str, config: Any, release: Release) -> Iterator[Pro
             continue
         # Without a list an instance has the first profile alone.
         profiles = tuple(known[index] for index in (group.profile or ["0"]) if index in known)
-        missing = None if sizes is None else uncovered(profiles, sizes, max(config.max_batch_size, 1))
-        if sizes is None or missing is not None:
-            shape = "images of any size" if missing is None else "{} x 3 x {} x {}".format(*missing)
-            allowed = "shapes of its own profiles: any free instance gets a request, whatever its shape"
-            yield Problem("engine-range", name, f"what {here} may get", shape, allowed)
+        yield from _range(release, name, profiles, max(config.max_batch_size, 1), f"what {here} may get")
+
+
+def _range(release: Release, where: str, profiles: tuple[EngineProfile, ...], batch: int, what: str) -> Iterator[Problem]:
+    sizes = sent_sizes(release.preprocess, release.candidate.shapes)
+    missing = None if sizes is None else uncovered(profiles, sizes, batch)
+    if sizes is None or missing is not None:
+        shape = "images of any size" if missing is None else "{} x 3 x {} x {}".format(*missing)
+        allowed = "shapes of its own profiles: any free instance gets a request, whatever its shape"
+        yield Problem("engine-range", where, what, shape, allowed)
 
 
 def _graphs(name: str, config: Any, release: Release) -> Iterator[Problem]:

@@ -26,7 +26,7 @@ def model_problems(files: ModelFiles, config: Any, release: Release, target: Tar
     yield from _tensors(files.name, config)
     yield from _backend(files, config, target)
     if config.platform != "ensemble":
-        yield from _instances(files.name, config, target)
+        yield from _instances(files, config, release, target)
         yield from _queue(files.name, config, target)
         yield from _warmup(files, config)
     if config.backend == "python":
@@ -84,17 +84,19 @@ def _backend(files: ModelFiles, config: Any, target: Target) -> Iterator[Problem
         yield Problem("config-file", files.name, "the network's file", str(files.network), str(wanted))
 
 
-def _instances(name: str, config: Any, target: Target) -> Iterator[Problem]:
+def _instances(files: ModelFiles, config: Any, release: Release, target: Target) -> Iterator[Problem]:
+    """What runs the network is where the release was measured; everything else is on the CPU."""
+    name = files.name
     if not config.instance_group:
         yield Problem("config-instances", name, "instance groups", "none", "one or more")
-    kinds = [GROUP.KIND_CPU] if target == "embedded" or config.backend == "python" else [GROUP.KIND_CPU, GROUP.KIND_GPU]
-    if target == "container" and config.backend == "tensorrt":
-        kinds = [GROUP.KIND_GPU]
+    fused = release.candidate.serving is not None and release.candidate.serving.pipeline == "fused" and target == "embedded"
+    gpus = list(release.candidate.gpus) if fused or files.role == "network" else []
+    kind = GROUP.KIND_GPU if gpus else GROUP.KIND_CPU
     for group in config.instance_group:
         if group.count < 1:
             yield Problem("config-instances", name, "the number of instances", str(group.count), "1 or more")
-        if group.kind not in kinds or (group.kind == GROUP.KIND_CPU and group.gpus):
-            allowed = f"{' or '.join(map(GROUP.Kind.Name, kinds))} with the {config.backend} backend ({target})"
+        if group.kind != kind or list(group.gpus) != gpus:
+            allowed = f"{GROUP.Kind.Name(kind)} {gpus} with the {config.backend} backend ({target})"
             yield Problem(
                 "config-kind", name, "where instances run", f"{GROUP.Kind.Name(group.kind)} {list(group.gpus)}", allowed
             )

@@ -15,8 +15,6 @@ from redline.records.serve import Release, Role, Target
 from redline.serve import blocks, names
 from redline.serve.shapes import image_dims, warm_sizes
 
-NETWORK_FILE = {"onnx": "network.onnx", "tensorrt": "network.plan"}
-"""In a release's material, for its Python models."""
 SERVER_FILE = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 """In the version folder of a network model that the server's own backend loads: the backends' default names."""
 BACKENDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}
@@ -150,7 +148,10 @@ def _detecting(release: Release, target: Target, role: Role, config: Any) -> Mod
     assert candidate.serving is not None
     blocks.detections(config, release.postprocess.max_detections)
     fused = candidate.serving.pipeline == "fused"
-    blocks.processes(config, candidate.concurrency if fused else candidate.serving.workers)
+    if fused:
+        blocks.network_processes(config, release)
+    else:
+        blocks.processes(config, candidate.serving.workers)
     blocks.batching(config, release, target, waits=candidate.serving.pipeline != "ensemble")
     if not fused:
         return _files(release, role, config)
@@ -171,14 +172,14 @@ def _network(release: Release, target: Target) -> ModelFiles:
     blocks.batching(config, release, target, waits=waits)
     blocks.network_warmup(config, release, target)
     if target == "embedded":
-        blocks.processes(config, release.candidate.concurrency)
+        blocks.network_processes(config, release)
         return _files(release, "network", config)
     config.backend = BACKENDS[engine.format]
     blocks.network_instances(config, release)
     config.dynamic_batching.preferred_batch_size.extend(blocks.preferred_batches(engine, config.max_batch_size))
     config.optimization.input_pinned_memory.enable = True
     config.optimization.output_pinned_memory.enable = True
-    if engine.format == "tensorrt":
+    if engine.format == "tensorrt" and release.candidate.cuda_graphs:
         blocks.cuda_graphs(config, release)
     return _files(release, "network", config, network=SERVER_FILE[engine.format])
 

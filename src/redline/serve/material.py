@@ -12,13 +12,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import redline
+from redline.backend.material import NETWORKS
 from redline.errors import BadInput
 from redline.records.serve import Release, Target
-from redline.serve.config import NETWORK_FILE
 from redline.store import dump
 from redline.store.disk import guarded, read_chunks, sha256_of, write_file, write_whole
 
 SOURCES = ("__init__.py", "errors.py", "predict.py", "engine/__init__.py", "engine/onnxruntime_runner.py")
+TENSORRT_SOURCES = tuple(
+    f"engine/{name}.py"
+    for name in ("cuda", "dlpack", "tensorrt_log", "tensorrt_order", "tensorrt_place", "tensorrt_runner", "tensorrt_versions")
+)
+"""Of a release whose network is a TensorRT plan."""
 PACKAGES = ("records", "vision", "backend")
 """With `SOURCES`, all of redline that runs inside the server; a test holds that they import nothing else of it."""
 BOOTSTRAP = "backend/bootstrap.py"
@@ -67,7 +72,7 @@ def write_material(folder: Path, release: Release, target: Target, given: Given)
     """release.json, golden/, code/ and, for the embedded server, the network, in `folder`. Raises StoreError."""
     write_file(folder / "release.json", dump(release, indent=2), folder)
     if target == "embedded":
-        copy(given.network, folder / NETWORK_FILE[release.engine.format])
+        copy(given.network, folder / NETWORKS[release.engine.format])
     for golden in release.golden:
         copy(given.golden[golden.file], folder / "golden" / golden.file)
     for name, source in _sources(release, given.code_root):
@@ -81,7 +86,8 @@ def copy(source: Path, target: Path) -> None:
 
 def _sources(release: Release, code_root: Path) -> Iterator[tuple[str, Path]]:
     """(path in the code folder, file) of all that the release's Python models import beside installed libraries."""
-    files = [code_root / name for name in SOURCES]
+    names = (*SOURCES, *(TENSORRT_SOURCES if release.engine.format == "tensorrt" else ()))
+    files = [code_root / name for name in names]
     for package in PACKAGES:
         files += sorted((code_root / package).glob("*.py"))
     yield from ((f"redline/{path.relative_to(code_root).as_posix()}", path) for path in files)

@@ -88,13 +88,13 @@ def readme(release: Release, models: Sequence[ModelFiles], server_version: str) 
         image=f"{IMAGE}:{CONTAINERS[server_version]}-py3",
         packages=" ".join(f'"{package}"' for package in PACKAGES),
         plain=", ".join(PACKAGES),
-        gpus="--gpus all " if gpu else "",
+        gpus="--gpus all -e CUDA_DEVICE_ORDER=PCI_BUS_ID " if gpu else "",
         loads=" \\\n    ".join(f"--load-model={files.name}" for files in models),
         entry=entry,
         tensor=tensor,
         network=network.name,
         backend=network.backend,
-        device="every GPU" if gpu else "the CPU",
+        device=_device(release),
         embedded=SERVER_VERSION,
         plan=_plan(release),
         stable_tensor=names.stable_name(release.service, "tensor"),
@@ -102,8 +102,14 @@ def readme(release: Release, models: Sequence[ModelFiles], server_version: str) 
 
 
 def _plan(release: Release) -> str:
-    if release.engine.format != "tensorrt":
+    origin = release.engine.origin
+    if origin is None:
         return ""
-    built = next((library.version for library in release.tools if library.name == "tensorrt"), None)
-    version = built or "of a version that was not recorded"
-    return f"\nThe plan was built with TensorRT {version}: choose an image that has the same, and a GPU of the same kind."
+    return f"""
+The plan was built with {origin.library} {origin.version} on {origin.gpu}: choose an image that has the same, and a GPU of the
+same kind. Another one needs another plan: `{origin.rebuild}` there."""
+
+
+def _device(release: Release) -> str:
+    gpus = [str(index) for index in release.candidate.gpus]
+    return f"GPU {' and '.join(gpus)} of its machine, as the PCI bus counts them" if gpus else "the CPU"

@@ -66,18 +66,20 @@ def image_dims(release: Release) -> tuple[int, int, int]:
 
 
 def warm_sizes(release: Release) -> tuple[tuple[int, int], ...]:
-    """Sizes worth an inference before the first request: every one that can come if they are few, else the largest."""
+    """Sizes worth an inference before the first request: the best of every profile and, if they are few, every one that can
+    come; the largest where there are neither."""
     _, height, width = image_dims(release)
     if height > 0 and width > 0:
         return ((height, width),)
     sizes = sent_sizes(release.preprocess, release.candidate.shapes)
     if sizes is None:
         return ()
+    best = tuple(dict.fromkeys((profile.optimum[2], profile.optimum[3]) for profile in release.engine.profiles))
     exact = [size.exact for size in sizes]
     few = [size for size in exact if size is not None]
     if len(few) == len(exact):
-        return tuple(dict.fromkeys(few))[:WARM_SIZES]
-    return tuple(dict.fromkeys((size.height[1], size.width[1]) for size in sizes))[:WARM_SIZES]
+        return tuple(dict.fromkeys((*best, *few)))[: max(WARM_SIZES, len(best))]
+    return best or tuple(dict.fromkeys((size.height[1], size.width[1]) for size in sizes))[:WARM_SIZES]
 
 
 def holds(profile: EngineProfile, batch: int, size: tuple[int, int]) -> bool:

@@ -12,6 +12,7 @@ from redline.records import (
     Head,
     Library,
     Objective,
+    PlanOrigin,
     Postprocess,
     Preprocess,
     Serving,
@@ -22,6 +23,9 @@ from redline.records.serve import EngineFacts, Golden, Release
 
 NETWORK = b"not a network, but these tests only copy it"
 IMAGES = {"a.jpg": b"first image", "b.png": b"second image"}
+ORIGIN = PlanOrigin(
+    graph="a" * 64, library="tensorrt", version="10.5.0", gpu="H100 9.0", rebuild="redline build d.toml --precision fp16"
+)
 SHARED_PROFILE = EngineProfile(index=0, minimum=(1, 3, 96, 96), optimum=(4, 3, 96, 96), maximum=(8, 3, 96, 96))
 
 
@@ -36,7 +40,7 @@ def onnx_engine(*, shape: tuple[int | str, ...] = ("N", 3, "H", "W")) -> EngineF
 
 
 def tensorrt_engine(*profiles: EngineProfile) -> EngineFacts:
-    return replace(onnx_engine(), format="tensorrt", profiles=profiles or (SHARED_PROFILE,))
+    return replace(onnx_engine(), format="tensorrt", profiles=profiles or (SHARED_PROFILE,), precision="fp16", origin=ORIGIN)
 
 
 def profile(index: int, low: tuple[int, ...], best: tuple[int, ...], high: tuple[int, ...]) -> EngineProfile:
@@ -59,9 +63,22 @@ def candidate(pipeline: str = "fused", **changes: Any) -> Candidate:
 def release(pipeline: str = "fused", *, number: int = 3, **changes: Any) -> Release:
     of_candidate = {
         key: changes.pop(key)
-        for key in ("queue_delay_us", "workers", "queue_size", "batch", "concurrency", "shapes", "device", "prepost")
+        for key in (
+            "queue_delay_us",
+            "workers",
+            "queue_size",
+            "batch",
+            "concurrency",
+            "shapes",
+            "device",
+            "prepost",
+            "cuda_graphs",
+        )
         if key in changes
     }
+    if "engine" in changes and changes["engine"].format == "tensorrt":
+        plan = {"runner": "tensorrt", "precision": "fp16", "device": "cuda:0", "threads": 1, "cuda_graphs": True}
+        of_candidate = {**plan, **of_candidate}
     base = Release(
         service="detector",
         number=number,

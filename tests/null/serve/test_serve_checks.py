@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
-from release_cases import onnx_engine, profile, release, tensorrt_engine
+from release_cases import ORIGIN, onnx_engine, profile, release, tensorrt_engine
 from tritonclient.grpc import model_config_pb2 as triton
 
 from redline import serve
@@ -38,6 +38,7 @@ def found(of, target="embedded", *, role=None, change=None, stable=None, drop=No
 
 BLS, PLAN = release("bls"), release("bls", engine=GOLDEN_PLAN)
 ENSEMBLE, FUSED = release("ensemble"), release("fused")
+FUSED_PLAN = release("fused", engine=GOLDEN_PLAN, device="cuda:0,1")
 
 
 def step(index, config):
@@ -174,6 +175,12 @@ CHANGES = [
     ("config-kind", BLS, EMBEDDED, "entry", put("instance_group.0.gpus", [0])),
     ("config-kind", PLAN, CONTAINER, "network", put("instance_group.0.kind", GROUP.KIND_CPU)),
     ("config-kind", PLAN, CONTAINER, "entry", put("instance_group.0.kind", GROUP.KIND_GPU)),
+    ("config-kind", PLAN, CONTAINER, "network", put("instance_group.0.gpus", [1])),
+    ("config-kind", PLAN, CONTAINER, "network", put("instance_group.0.gpus", [])),
+    ("config-kind", PLAN, EMBEDDED, "network", put("instance_group.0.kind", GROUP.KIND_CPU)),
+    ("config-kind", PLAN, EMBEDDED, "entry", put("instance_group.0.gpus", [0])),
+    ("config-kind", FUSED_PLAN, EMBEDDED, "entry", put("instance_group.0.gpus", [0])),
+    ("config-kind", FUSED_PLAN, EMBEDDED, "tensor", put("instance_group.0.kind", GROUP.KIND_CPU)),
     ("config-profile", BLS, CONTAINER, "network", put("instance_group.0.profile", ["0"])),
     ("config-queue", BLS, EMBEDDED, "entry", put(f"{POLICY}.max_queue_size", 64)),
     ("config-queue", BLS, EMBEDDED, "entry", clear("dynamic_batching")),
@@ -285,7 +292,14 @@ RELEASES = [
         release("fused", shapes="minimal", preprocess=Preprocess(resize="none"), engine=onnx_engine(shape=("N", 3, "H", 96))),
         EMBEDDED,
     ),
-    ("release-target", PLAN, EMBEDDED),
+    ("release-device", release("bls", engine=GOLDEN_PLAN, device="cpu"), EMBEDDED),
+    ("release-device", release("bls", engine=GOLDEN_PLAN, device="cpu"), CONTAINER),
+    ("release-device", release("bls", device="cuda:0"), EMBEDDED),
+    ("release-origin", release("bls", engine=replace(GOLDEN_PLAN, origin=None)), CONTAINER),
+    ("release-origin", release("bls", engine=replace(onnx_engine(), origin=ORIGIN)), EMBEDDED),
+    ("engine-range", release("fused", engine=GOLDEN_PLAN, shapes=((96, 96), (96, 128))), EMBEDDED),
+    ("engine-range", release("fused", engine=GOLDEN_PLAN, shapes="minimal"), EMBEDDED),
+    ("engine-batch", release("fused", engine=GOLDEN_PLAN, batch=9), EMBEDDED),
     ("release-profiles", release("bls", engine=replace(GOLDEN_PLAN, profiles=())), CONTAINER),
     ("release-profiles", release("bls", engine=replace(GOLDEN_PLAN, format="onnx")), CONTAINER),
     ("release-profiles", plan(index=1), CONTAINER),
@@ -315,7 +329,7 @@ def test_a_profile_of_its_own_for_each_instance_is_refused():
     def split(config):
         del config.instance_group[:]
         for index in ("0", "1"):
-            config.instance_group.add(kind=GROUP.KIND_GPU, count=1, profile=[index])
+            config.instance_group.add(kind=GROUP.KIND_GPU, count=1, gpus=[0], profile=[index])
 
     def without(config):
         del config.instance_group[0].profile[:]

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from release_cases import given_files, release
+from release_cases import given_files, release, tensorrt_engine
 
 import redline
 from redline.errors import BadInput
@@ -57,6 +57,30 @@ def test_the_copied_code_is_complete_and_alone(written):
         f"{FAKE_TRITON}\nsys.dont_write_bytecode = True\nsys.path.insert(0, sys.argv[1])\n{imports}{LOADED}", code
     )
     assert set(modules) <= set(loaded)
+    assert {name for name, path in loaded.items() if not path.startswith(str(code))} == set()
+
+
+FAKE_CUDA = """
+import sys, types
+runtime = types.ModuleType("cuda.bindings.runtime")
+runtime.cudaError_t = runtime.cudaMemcpyKind = runtime.cudaStreamCaptureMode = object
+bindings = types.ModuleType("cuda.bindings")
+bindings.runtime = runtime
+sys.modules.update({"cuda": types.ModuleType("cuda"), "cuda.bindings": bindings, "cuda.bindings.runtime": runtime})
+"""
+
+
+def test_a_plan_brings_its_runner_and_an_onnx_network_does_not(written, tmp_path):
+    of = release("fused", engine=tensorrt_engine())
+    write_repository(tmp_path / "repository", of, "embedded", **given_files(tmp_path / "given"))
+    code = tmp_path / "repository" / "detector_r3" / "3" / "code"
+    engine = {path.stem for path in (code / "redline" / "engine").glob("*.py")}
+    assert engine >= {"tensorrt_place", "tensorrt_runner", "tensorrt_versions", "cuda"}
+    assert not {path.stem for path in (written / "detector_r3" / "3" / "code" / "redline" / "engine").glob("tensorrt*")}
+    assert (code.parent / "network.plan").is_file()
+    imports = "".join(f"import redline.engine.{name}\n" for name in sorted(engine - {"__init__", "onnxruntime_runner"}))
+    script = f"import json\n{FAKE_CUDA}\nsys.dont_write_bytecode = True\nsys.path.insert(0, sys.argv[1])\n{imports}{LOADED}"
+    loaded = in_python(script, code)
     assert {name for name, path in loaded.items() if not path.startswith(str(code))} == set()
 
 

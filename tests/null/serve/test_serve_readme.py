@@ -43,22 +43,24 @@ def test_every_port_is_on_the_loopback_interface(tmp_path):
     assert ports == ["127.0.0.1:8000:8000", "127.0.0.1:8001:8001", "127.0.0.1:8002:8002"]
 
 
-@pytest.mark.parametrize(("device", "gpus"), [("cpu", False), ("cuda", True)])
+@pytest.mark.parametrize(("device", "gpus"), [("cpu", None), ("cuda:0", "GPU 0 of"), ("cuda:0,2", "GPU 0 and 2 of")])
 def test_it_asks_for_gpus_where_the_network_runs_on_them(tmp_path, device, gpus):
     text = written(tmp_path, release("bls", device=device))[1]
-    assert ("--gpus" in start_command(text)) == gpus
-    assert ("every GPU" in text) == gpus
+    assert ("--gpus" in start_command(text)) == (gpus is not None)
+    assert ("CUDA_DEVICE_ORDER=PCI_BUS_ID" in start_command(text)) == (gpus is not None)
+    assert (gpus or "on the CPU") in text
 
 
 def test_it_says_what_was_not_tried_and_which_tensorrt_the_plan_needs(tmp_path):
     text = written(tmp_path, release("bls", engine=tensorrt_engine()))[1]
     assert "**no server has loaded it yet**" in text
-    assert "TensorRT 10.5.0" in text
+    assert "tensorrt 10.5.0 on H100 9.0" in text
+    assert "redline build d.toml --precision fp16" in text
     assert "tensorrt backend" in text
 
 
 def test_an_onnx_release_speaks_of_no_plan(tmp_path):
-    assert "TensorRT" not in written(tmp_path, release("bls", engine=onnx_engine()))[1]
+    assert "plan was built" not in written(tmp_path, release("bls", engine=onnx_engine()))[1]
 
 
 @pytest.mark.parametrize(("version", "image"), [(None, "24.10"), ("2.60.0", "25.08")])

@@ -13,7 +13,7 @@ from release_cases import IMAGES, onnx_engine, profile, release, tensorrt_engine
 from tritonclient.grpc import model_config_pb2 as triton
 
 from redline.errors import BadInput
-from redline.records import Objective, Postprocess, Preprocess, TensorFact
+from redline.records import Objective, Postprocess, Preprocess, Serving, TensorFact
 from redline.serve import names
 from redline.serve.checks import problems
 from redline.serve.config import adapted, render, render_stable
@@ -52,10 +52,15 @@ def test_models_of_a_pipeline_in_the_order_they_load(pipeline, target):
     assert checked(of, target) == ()
 
 
+GPUS = ["cuda:0", "cuda:1", "cuda:0,3"]
+
+
 @st.composite
 def lawful_releases(draw):
     """Any release that its engine can serve, with the target."""
-    target, tensorrt = draw(st.sampled_from([("embedded", False), ("container", False), ("container", True)]))
+    target, tensorrt = draw(
+        st.sampled_from([("embedded", False), ("embedded", True), ("container", False), ("container", True)])
+    )
     size = draw(st.tuples(st.integers(1, 20), st.integers(1, 20)).map(lambda size: (size[0] * 32, size[1] * 32)))
     preprocess = Preprocess(size=size, resize=draw(st.sampled_from(["letterbox", "stretch", "shortest-side"])))
     shapes = draw(st.sampled_from(["fixed", "minimal", (size, (size[1], size[0]))]))
@@ -80,7 +85,7 @@ def lawful_releases(draw):
         workers=draw(st.integers(1, 64)),
         queue_size=draw(st.integers(1, 1_000_000)),
         queue_delay_us=draw(st.integers(0, 10_000_000)),
-        device=draw(st.sampled_from(["cpu", "cuda"])),
+        device=draw(st.sampled_from(GPUS if tensorrt else ["cpu"] if target == "embedded" else ["cpu", *GPUS])),
         objective=Objective(p95_ms=draw(st.floats(0.001, 1e6)), throughput=1.0),
         postprocess=Postprocess(max_detections=draw(st.integers(1, 1000))),
     )
@@ -221,6 +226,39 @@ def test_the_container_serves_a_plan_on_the_gpu_with_every_profile_an_instance()
     assert not any(one.config.model_warmup for one in others), "bls calls a model that may not be there yet"
 
 
+def test_the_embedded_server_runs_a_plan_in_python_processes_on_each_gpu():
+    small, large = profile(0, (1, 96, 64), (1, 96, 64), (8, 96, 64)), profile(1, (1, 64, 96), (8, 64, 96), (8, 64, 96))
+    sizes = ((96, 64), (64, 96))
+    of = release("fused", engine=tensorrt_engine(small, large), batch=8, concurrency=4, device="cuda:0,2", shapes=sizes)
+    models = {files.role: files for files in render(of, "embedded")}
+    assert checked(of, "embedded") == ()
+    assert set(models) == {"entry", "tensor"}
+    for files in models.values():
+        config = files.config
+        (group,) = config.instance_group
+        assert (config.backend, files.network) == ("python", None)
+        assert (group.kind, group.count, list(group.gpus), list(group.profile)) == (GROUP.KIND_GPU, 2, [0, 2], [])
+        assert not config.HasField("optimization")
+    warm = [(one.batch_size, *one.inputs["images"].dims) for one in models["tensor"].config.model_warmup]
+    assert warm == [(batch, 3, *size) for size in sizes for batch in (1, 8)]
+    assert models["tensor"].placements == sizes
+    network = configs(replace(of, candidate=replace(of.candidate, serving=Serving(pipeline="bls"))))
+    assert {role: config.instance_group[0].kind == GROUP.KIND_GPU for role, config in network.items()} == {
+        "network": True,
+        "tensor": False,
+        "entry": False,
+    }
+    assert len(network["network"].model_warmup) == 4
+
+
+def test_the_container_captures_cuda_graphs_only_where_the_candidate_has_them():
+    of = release("bls", engine=tensorrt_engine(), concurrency=3, device="cuda:0,1", cuda_graphs=False)
+    config = configs(of, "container")["network"]
+    assert not config.optimization.HasField("cuda")
+    (group,) = config.instance_group
+    assert (group.count, list(group.gpus)) == (2, [0, 1]), "3 inferences in flight on 2 GPUs"
+
+
 def test_graphs_of_free_shapes_are_the_profiles_optima_and_only_shapes_that_fit():
     engine = tensorrt_engine(
         profile(0, (1, 32, 32), (1, 96, 64), (4, 96, 96)), profile(1, (1, 32, 32), (2, 64, 96), (2, 96, 96))
@@ -236,7 +274,7 @@ def test_one_profile_prefers_no_batch():
     assert not config.dynamic_batching.preferred_batch_size
 
 
-@pytest.mark.parametrize(("device", "kind"), [("cpu", GROUP.KIND_CPU), ("cuda", GROUP.KIND_GPU)])
+@pytest.mark.parametrize(("device", "kind"), [("cpu", GROUP.KIND_CPU), ("cuda:0", GROUP.KIND_GPU)])
 def test_an_onnx_network_runs_in_the_container_where_it_was_measured(device, kind):
     (files, *_) = render(release("ensemble", device=device), "container")
     config = files.config

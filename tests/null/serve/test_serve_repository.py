@@ -18,7 +18,7 @@ from redline.errors import BadInput, StoreError
 from redline.records import Head
 from redline.records.serve import Golden, Release
 from redline.serve.config import adapted, render
-from redline.serve.material import BOOTSTRAP, SOURCES
+from redline.serve.material import BOOTSTRAP, SOURCES, TENSORRT_SOURCES
 from redline.serve.repository import releases_in, remove_release, stable_releases, write_repository, write_stable
 from redline.store import load
 
@@ -29,7 +29,7 @@ FORK = multiprocessing.get_context("fork")
 def given(tmp_path):
     """What a release is written from, with a redline of few files: what is copied of the real one has a test of its own."""
     code = tmp_path / "code"
-    for name in (*SOURCES, BOOTSTRAP):
+    for name in (*SOURCES, *TENSORRT_SOURCES, BOOTSTRAP):
         (code / name).parent.mkdir(parents=True, exist_ok=True)
         (code / name).write_text(f"# {name}\n")
     return {**given_files(tmp_path / "given"), "code_root": code}
@@ -116,7 +116,7 @@ def wrong_cases():
         "release-engine-digest": (replace(release(), engine=replace(onnx_engine(), digest="1" * 64)), {}, sha(NETWORK)),
         "release-golden": (replace(release(), golden=(other,)), {}, "c.jpg"),
         "head-function": (replace(release(), head=Head(kind="custom", function="no_such_module_here:f")), {}, "not found"),
-        "release-target": (release("bls", engine=tensorrt_engine()), {}, "TensorRT"),
+        "release-device": (release("bls", engine=tensorrt_engine(), device="cpu"), {}, "TensorRT"),
         "server-version": (release(), {"server_version": "1.2.3"}, "1.2.3"),
     }
 
