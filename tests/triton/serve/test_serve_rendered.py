@@ -31,7 +31,7 @@ from redline.records import (
     Serving,
     TensorFact,
 )
-from redline.records.engine import EngineProfile
+from redline.records.engine import EngineProfile, PlanOrigin
 from redline.records.serve import EngineFacts, Golden, Release
 from redline.serve import control, names
 from redline.serve.repository import remove_release, write_repository, write_stable
@@ -271,8 +271,14 @@ def test_a_batch_over_the_maximum_is_refused_and_the_server_lives(served, pipeli
 def container_releases(given):
     of = release(given, "fused", 5)
     profile = EngineProfile(index=0, minimum=(1, 3, 32, 32), optimum=(2, 3, 64, 64), maximum=(4, 3, 64, 64))
-    plan = replace(of, number=6, engine=replace(of.engine, format="tensorrt", profiles=(profile,)))
-    return {"onnxruntime": of, "tensorrt": plan}
+    origin = PlanOrigin(graph="0" * 64, library="tensorrt", version="10.5.0", gpu="H100 9.0")
+    engine = replace(of.engine, format="tensorrt", profiles=(profile,), origin=origin)
+    buckets = ((32, 64), (64, 32), (64, 64))
+    on_gpu = replace(of.candidate, runner="tensorrt", device="cuda:0", cuda_graphs=True, profiles="dynamic", shapes=buckets)
+    return {"onnxruntime": of, "tensorrt": replace(of, number=6, engine=engine, candidate=on_gpu)}
+
+
+NO_GPU = "specifies invalid or unsupported gpu id 0. GPUs with at least the minimum required CUDA compute compatibility"
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
@@ -283,6 +289,16 @@ def test_the_servers_parser_takes_the_containers_configuration(triton, given, ba
     with pytest.raises(TrialError) as error:
         triton.control.load(f"for-{backend}_r{of.number}_network")
     assert f"unable to find backend library for backend '{backend}'" in str(error.value)
+    remove_release(repository_of(triton), of.service, of.number)
+
+
+@pytest.mark.parametrize("role", ["entry", "tensor"])
+def test_the_server_finds_nothing_wrong_with_processes_on_a_gpu_but_that_there_is_none(triton, given, role):
+    of = replace(container_releases(given)["tensorrt"], service=f"plan-{role}")
+    write_repository(repository_of(triton), of, "embedded", **given)
+    with pytest.raises(TrialError) as error:
+        triton.control.load(names.model_name(of.service, of.number, role))
+    assert NO_GPU in str(error.value)
     remove_release(repository_of(triton), of.service, of.number)
 
 
