@@ -10,6 +10,7 @@ from redline.data import load_dataset
 from redline.errors import BadInput, TrialError
 from redline.live import rebuild_command
 from redline.records import EngineFacts, PlanOrigin
+from redline.serve.shapes import sent_sizes, uncovered
 from redline.store import Store
 from redline.vision import input_size
 
@@ -147,14 +148,15 @@ def _gone(got: str) -> BadInput:
 def with_engine_shapes(candidate: Candidate, engine: EngineFacts, spec: Spec, record: RunRecord) -> Candidate:
     """The candidate with shapes that its engine takes, whatever image comes.
 
-    Padded to the stride alone, an image that neither the traffic nor the evaluation set had may have a shape outside every
-    profile. With the shapes that they had as buckets, they get what they got, and others the smallest that holds them.
+    An image of another form than all of the traffic and the evaluation set may have a shape outside every profile. With the
+    shapes that they had as buckets, they get what they got, and others the smallest that holds them.
     """
-    if engine.origin is None or candidate.shapes != "minimal":
+    sizes = sent_sizes(spec.model.preprocess, candidate.shapes)
+    if engine.origin is None or (sizes is not None and uncovered(engine.profiles, sizes, candidate.batch) is None):
         return candidate
-    sizes = {(profile.maximum[2], profile.maximum[3]) for profile in engine.profiles}
+    buckets = {(profile.maximum[2], profile.maximum[3]) for profile in engine.profiles}
     if candidate.profiles == "dynamic":
         seen = [(shape.height, shape.width) for shape in record.data.traffic.shapes]
         seen += [(image.height, image.width) for image in load_dataset(spec.data.evaluate).images]
-        sizes |= {input_size(hw, spec.model.preprocess, candidate.shapes) for hw in seen}
-    return replace(candidate, shapes=tuple(sorted(sizes, key=lambda hw: (hw[0] * hw[1], hw))))
+        buckets |= {input_size(hw, spec.model.preprocess, candidate.shapes) for hw in seen}
+    return replace(candidate, shapes=tuple(sorted(buckets, key=lambda hw: (hw[0] * hw[1], hw))))

@@ -31,7 +31,7 @@ from redline.parity import differs
 from redline.plan.gpu import engine_profiles
 from redline.predict import Predictor
 from redline.progress import Progress
-from redline.records import BuildOptions, Candidate, Detections, EngineRecord, Release, RunRecord, Serving, Spec
+from redline.records import BuildOptions, Candidate, Detections, EngineRecord, Preprocess, Release, RunRecord, Serving, Spec
 from redline.serve.checks import problems
 from redline.serve.config import ModelFiles, render
 from redline.serve.repository import write_repository
@@ -170,6 +170,23 @@ def test_shapes_that_no_profile_takes_are_padded_into_one_that_does(make: Make) 
     assert dynamic.made()[0].candidate.shapes == made.candidate.shapes
     fixed = make(replace(CHOSEN, shapes="fixed"))
     assert fixed.made()[0].candidate.shapes == "fixed"
+
+
+def test_an_orientation_that_the_traffic_lacks_is_not_sent_to_the_engine(make: Make) -> None:
+    """Under "fixed" a shortest-side resize has one shape for each orientation; the engine may have been built for one."""
+    case = make()
+    preprocess = Preprocess(resize="shortest-side", size=(96, 128))
+    spec = replace(case.spec, model=replace(case.spec.model, preprocess=preprocess))
+    engine, fixed = case.network().engine, replace(CHOSEN, shapes="fixed")
+    both = [profile for profile in engine.profiles if profile.maximum[2:] != (128, 128)]
+    assert len(both) == 2
+    assert with_engine_shapes(fixed, replace(engine, profiles=tuple(both)), spec, case.record) == fixed
+    one = next(profile for profile in both if profile.maximum[2:] == (96, 128))
+    found = with_engine_shapes(fixed, replace(engine, profiles=(one,)), spec, case.record)
+    assert found.shapes == ((96, 128),)
+    whole = replace(one, minimum=(1, 3, 32, 32), maximum=(8, 3, 128, 128))
+    free = replace(CHOSEN, profiles="dynamic")
+    assert with_engine_shapes(free, replace(engine, profiles=(whole,)), case.spec, case.record).shapes == "minimal"
 
 
 class Tensor:
