@@ -66,7 +66,7 @@ class Library:
     def refuses(self, wanted: TensorRTSpec) -> str | None:
         """Why this version cannot build as `[target.tensorrt]` asks; None if it can."""
         lacking = [f'tactic_sources = ["{name}"]' for name in wanted.tactic_sources or () if name not in self.tactic_sources]
-        if wanted.version_compatible and not hasattr(self.module.BuilderFlag, "VERSION_COMPATIBLE"):
+        if wanted.version_compatible and not self.version_compatible:
             lacking.append("version_compatible = true")
         if not self.has_hardware(wanted.hardware):
             lacking.append(f'hardware = "{wanted.hardware}"')
@@ -76,7 +76,14 @@ class Library:
         return f"{self.name} {self.version} does not have [target.tensorrt] {', '.join(lacking)}{sources}"
 
     def has_hardware(self, hardware: Hardware) -> bool:
-        return hardware == "this" or hasattr(self.module.HardwareCompatibilityLevel, HARDWARE[hardware])
+        # RTX has the symbols and warns that it does not support them.
+        known = self.name == "tensorrt" and hasattr(self.module.HardwareCompatibilityLevel, HARDWARE.get(hardware, ""))
+        return hardware == "this" or known
+
+    @property
+    def version_compatible(self) -> bool:
+        """RTX has the flag, and not the lean runtime that such a plan carries."""
+        return self.name == "tensorrt" and hasattr(self.module.BuilderFlag, "VERSION_COMPATIBLE")
 
     def create_network(self, builder: trt.Builder) -> trt.INetworkDefinition:
         kinds = self.module.NetworkDefinitionCreationFlag
@@ -93,6 +100,8 @@ class Library:
         config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
         self._set(config, "TF32", options.precision != "fp32")  # it is on by default
         if options.version_compatible:
+            if not self.version_compatible:
+                raise self.lacks("version_compatible", "leave the option out")
             self._set(config, "VERSION_COMPATIBLE", True)
         if options.hardware != "this":
             if not self.has_hardware(options.hardware):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +100,17 @@ def test_what_a_version_cannot_build_is_refused_before_a_build(version: str, wan
     assert (found is None) == (lacks is None)
     if lacks is not None:
         assert f"tensorrt {version} does not have [target.tensorrt] {lacks}" in str(found)
+
+
+def test_rtx_has_symbols_for_what_it_does_not_support() -> None:
+    rtx = replace(release(NEW), name="tensorrt-rtx")
+    assert rtx.refuses(TensorRTSpec(optimization_level=5, tactic_sources=("JIT_CONVOLUTIONS",))) is None
+    found = rtx.refuses(TensorRTSpec(version_compatible=True, hardware="ampere-plus"))
+    assert found is not None
+    assert found.endswith('does not have [target.tensorrt] version_compatible = true, hardware = "ampere-plus"')
+    for wanted in ({"version_compatible": True}, {"hardware": "ampere-plus"}):
+        with pytest.raises(TrialError, match="does not have this"):
+            rtx.configure(builder_of(NEW)[0], options(**wanted))
 
 
 def test_flags_follow_the_graph_on_the_release_without_types() -> None:
