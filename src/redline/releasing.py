@@ -250,12 +250,13 @@ def _trial_like(record: RunRecord, candidate: Candidate) -> Trial:
     """A trial of the same accuracy. Raises BadInput if none was measured."""
     for trial in record.trials:
         found = trial.candidate
-        alike = (found.runner, found.precision, found.shapes, found.prepost, found.profiles) == (
+        alike = (found.runner, found.precision, found.shapes, found.prepost, found.profiles, found.wide) == (
             candidate.runner,
             candidate.precision,
             candidate.shapes,
             candidate.prepost,
             candidate.profiles,
+            candidate.wide,
         )
         # One engine takes single images, another one batches.
         alike = alike and (candidate.profiles is None or (found.batch > 1) == (candidate.batch > 1))
