@@ -31,7 +31,7 @@ def build(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable JSON on standard output.")] = False,
 ) -> None:
-    """Build a TensorRT engine into the store, prove its precision and run it at every boundary shape."""
+    """Build a TensorRT engine; prove its precision and its shapes."""
     from redline import api
     from redline.report.engines import built_text, replayed_text
 
