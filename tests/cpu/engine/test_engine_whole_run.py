@@ -33,6 +33,7 @@ def test_a_run_on_real_engines_code(machine: FakeTensorRT, cuda: FakeCuda, spec:
         assert trial.parity is not None
         assert trial.parity.drop.relative_pct == pytest.approx(0.0, abs=0.5)
         assert trial.screen is None or trial.screen.errors == 0
+        assert trial.expected_padding_pct == pytest.approx(trial.padding_pct, abs=1.0)
     assert record.choice.candidate is not None
     measured = [engine for engine in record.engines if engine.anatomy is not None]
     assert measured
