@@ -30,6 +30,8 @@ class ModelStatistics:
     executions: int
     queue_ns: int
     compute_ns: int
+    batches: tuple[tuple[int, int, int], ...] = ()
+    """(batch, executions, nanoseconds that instances were held by them: input, compute and output), ascending."""
 
     @property
     def mean_batch(self) -> float:
@@ -79,6 +81,7 @@ class Control:
             executions=one["execution_count"],
             queue_ns=inference["queue"]["ns"],
             compute_ns=inference["compute_infer"]["ns"],
+            batches=tuple(sorted(map(_batch, one.get("batch_stats", ())))),
         )
 
     def _alive(self, path: str) -> bool:
@@ -105,6 +108,12 @@ class Control:
             return answer.status, answer.read()
         finally:
             connection.close()
+
+
+def _batch(row: dict[str, Any]) -> tuple[int, int, int]:
+    parts = ("compute_input", "compute_infer", "compute_output")
+    # Integers of 64 bits may be texts in the server's JSON.
+    return int(row["batch_size"]), int(row["compute_infer"]["count"]), sum(int(row[part]["ns"]) for part in parts)
 
 
 def _reason(body: bytes) -> str:

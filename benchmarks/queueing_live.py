@@ -1,0 +1,165 @@
+"""The simulation's P95 against the real Triton on this machine's CPU, at five loads up to 90 % utilisation.
+
+Protocol: the demo detector in fused processes of one thread, batches of up to 4, no delay. The simulation is fed from the
+server and from nothing else: with one instance, closed loops of 1 to 5 callers give the service time of every batch size
+(Triton's own statistics: input, compute and output of each execution); one caller gives the spread, and what a request takes
+beside (client latency less service); with two instances and enough callers to keep both full, the same statistics give their
+slowdown and the capacity. Then all five P95s are predicted, at 30, 50, 70, 80 and 90 % of that capacity, for the very arrival
+times that are sent afterwards; then they are measured, in rounds over the five loads.
+
+Agreement: P95 over all windows within 10 % of the prediction, or the prediction inside the 95 % interval of the windows' P95,
+which must be 10 % or less itself.
+
+    python benchmarks/queueing_live.py --work FOLDER [--output FILE] [--quick]
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from redline.measure.histogram import Histogram, merge
+from redline.measure.load import closed_loop, intended_times, open_loop
+from redline.plan.queueing import state as at
+from redline.plan.queueing.paths import trial
+from redline.plan.queueing.rate import STUDENT
+from redline.records import LatencyCurve, Load, ServedPath, Serving, ShapeLoad
+from redline.serve.names import model_name
+from redline.served import ServedLive
+from serving_case import Case, demo_case, parser, watched, write
+
+BATCH, INSTANCES = 4, 2
+SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
+WINDOWS, WINDOW_S, LOOP_S = 6, 15.0, 6.0
+QUICK = (2, 1.0, 0.5)
+CLIENTS = 32
+LEVELS = 100
+AGREEMENT = 0.10
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--quick", action="store_true", help="windows too short for a verdict: does the protocol run?")
+    given = options.parse_args()
+    windows, window_s, loop_s = QUICK if given.quick else (WINDOWS, WINDOW_S, LOOP_S)
+    case, result = demo_case(given.work, given.minutes), dict[str, Any]()
+    with watched(result):
+        alone = alone_of(case, loop_s)
+        with served(case, INSTANCES) as live:
+            fed = together(live, alone, loop_s)
+            path = path_of(fed)
+            rates = [round(share * fed["capacity_per_s"], 1) for share in SHARES]
+            predicted = [predict(path, rate, windows, window_s) for rate in rates]
+            measured: list[list[Load]] = [[] for _ in rates]
+            for window in range(windows):
+                for loads, rate in zip(measured, rates, strict=True):
+                    loads.append(sent(live, rate, window_s, window))
+    rows = [row(*one) for one in zip(SHARES, rates, predicted, measured, strict=True)]
+    result |= {"batch": BATCH, "instances": INSTANCES, "fed": fed, "loads": rows, "quick": given.quick}
+    write(given, {case.name: result})
+    return 0 if all(one["agrees"] for one in rows) else 1
+
+
+def served(case: Case, instances: int) -> Any:
+    return case.served(case.served_candidate(threads=1, batch=BATCH, concurrency=instances, serving=Serving()))
+
+
+def times_of(live: ServedLive, before: Counter[tuple[int, str]]) -> tuple[dict[int, float], Counter[tuple[int, str]]]:
+    """Mean ms of each batch size executed since `before`, and the sums now."""
+    control, name = live.host.server().control, model_name("tune", live.number, "entry")
+    now = Counter[tuple[int, str]]()
+    for size, executions, spent in control.statistics(name, live.number).batches:
+        now[size, "n"], now[size, "ns"] = executions, spent
+    sizes = [size for size, kind in now if kind == "n" and now[size, "n"] > before[size, "n"]]
+    means = {size: (now[size, "ns"] - before[size, "ns"]) / (now[size, "n"] - before[size, "n"]) / 1e6 for size in sizes}
+    return means, now
+
+
+def loop(live: ServedLive, callers: int, seconds: float) -> Load:
+    return closed_loop(live.target, concurrency=callers, seconds=seconds, same_batch=live.same_batch)
+
+
+def alone_of(case: Case, seconds: float) -> dict[str, Any]:
+    """Of one instance: mean ms by batch, the spread of single requests as ratios, and what a request takes beside."""
+    with served(case, 1) as live:
+        loop(live, BATCH + 1, seconds / 2)  # warm
+        _, start = times_of(live, Counter())
+        single = loop(live, 1, seconds)
+        ones, before = times_of(live, start)
+        for callers in range(2, BATCH + 2):
+            loop(live, callers, seconds)
+        means, _ = times_of(live, before)
+    means |= {1: ones[1]}
+    beside = max(0.0, single.mean_ms - ones[1])
+    latencies = Histogram.decode(single.histogram)
+    ratios = [max(0.05, (latencies.percentile(100 * k / LEVELS) - beside) / ones[1]) for k in range(LEVELS + 1)]
+    return {"ms_by_batch": dict(sorted(means.items())), "beside_ms": beside, "ratios": ratios}
+
+
+def together(live: ServedLive, alone: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """With every instance full: the slowdown of each, over the batch sizes seen, and the capacity."""
+    loop(live, 2 * INSTANCES * BATCH, seconds / 2)  # warm
+    _, before = times_of(live, Counter())
+    full = loop(live, 2 * INSTANCES * BATCH, 2 * seconds)
+    means, now = times_of(live, before)
+    shared = {size: now[size, "n"] - before[size, "n"] for size in means if size in alone["ms_by_batch"]}
+    both = sum(count * means[size] for size, count in shared.items())
+    slowdown = both / sum(count * alone["ms_by_batch"][size] for size, count in shared.items())
+    return alone | {"slowdown": max(1.0, slowdown), "ms_by_batch_together": means, "capacity_per_s": full.achieved_per_s}
+
+
+def path_of(fed: dict[str, Any]) -> ServedPath:
+    """The curve made not to fall with the batch, which noise may do."""
+    sizes = sorted(fed["ms_by_batch"])
+    rising = np.maximum.accumulate([fed["ms_by_batch"][size] for size in sizes])
+    curve = LatencyCurve(points=tuple(zip(sizes, rising.tolist(), strict=True)), ratios=tuple(fed["ratios"]))
+    return ServedPath(
+        shapes=(ShapeLoad(curve=curve),), max_batch=BATCH, instances=INSTANCES, slowdown=(1.0, fed["slowdown"]),
+        overhead_ms=fed["beside_ms"],
+    )  # fmt: skip
+
+
+def predict(path: ServedPath, rate: float, windows: int, seconds: float) -> dict[str, float]:
+    """P50 and P95 over the windows, for the arrival times that `sent` sends."""
+    found = []
+    for window in range(windows):
+        due = intended_times("poisson", rate_per_s=rate, seconds=seconds, seed=window)
+        world, _ = trial(replace(path, trace_s=tuple(due.tolist())), len(due), window)
+        found.append(world.times[:, at.DONE] - world.times[:, at.ARRIVES] + path.overhead_ms)
+    latency = np.concatenate(found)
+    return {"p50_ms": float(np.percentile(latency, 50)), "p95_ms": float(np.percentile(latency, 95))}
+
+
+def sent(live: ServedLive, rate: float, seconds: float, window: int) -> Load:
+    return open_loop(live.target, rate_per_s=rate, seconds=seconds, mode="poisson", seed=window, concurrency=CLIENTS)
+
+
+def row(share: float, rate: float, predicted: dict[str, float], loads: list[Load]) -> dict[str, Any]:
+    every = Histogram.decode(merge(*(load.histogram for load in loads)))
+    p95, each = every.percentile(95), [load.p95_ms for load in loads]
+    noise = STUDENT[len(each)] * statistics.stdev(each) / math.sqrt(len(each))
+    middle, error = statistics.fmean(each), predicted["p95_ms"] / p95 - 1
+    inside = abs(predicted["p95_ms"] - middle) <= noise <= AGREEMENT * middle
+    return {
+        "share_of_capacity": share,
+        "rate_per_s": rate,
+        "requests": sum(load.requests for load in loads),
+        "predicted": predicted,
+        "measured": {"p50_ms": every.percentile(50), "p95_ms": p95},
+        "p95_ms_of_windows": each,
+        "noise": noise / middle,
+        "p95_error": error,
+        "errors": sum(load.errors for load in loads),
+        "slip_p99_ms": max(load.slip_p99_ms for load in loads),
+        "agrees": abs(error) <= AGREEMENT or inside,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
