@@ -28,7 +28,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml tools/make_venv.sh src/redline/serve/environment.py
 	PYTHON="$(PYTHON)" sh tools/make_venv.sh "$(VENV)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[torch,ort,triton,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[torch,ort,triton,plan,dev]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target "$(VENV)/stubs" "$(STUBS)"
 	$(BIN)/python tools/mend_stubs.py "$(VENV)/stubs" >/dev/null
 	$(BIN)/redline serve --install

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from redline.observe.export import Exported
     from redline.observe.watch import WatchState
     from redline.progress import Progress
-    from redline.records import Candidate, Environment, ProfileKind, RunRecord, Spec, Switch
+    from redline.records import (
+        Candidate,
+        Ceilings,
+        EfficiencyTable,
+        Environment,
+        PlanRecord,
+        ProfileKind,
+        RunRecord,
+        Spec,
+        Switch,
+    )
     from redline.records.spec import Precision
     from redline.releasing import Outcome
     from redline.serve.admin import Service, Status
@@ -28,18 +38,6 @@ RUNS = Path("runs")
 STORE = "store"
 RECORD = "run.json"
 
-DEMO_SCENES = 200
-DEMO_SEED = 2_000_000
-"""A series of scenes of its own, apart from those the demo detector was trained and chosen on."""
-DEMO_FACTORY = "redline.zoo:demo"
-DEMO_SIZE = (320, 320)
-DEMO_P95_MS = 150.0
-DEMO_THROUGHPUT = 20.0
-DEMO_MAP_DROP_PCT = 0.5
-DEMO_MINUTES = 0.5
-DEMO_HOLD_S = 5.0
-DEMO_CANARY_REQUESTS = 60
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
@@ -48,6 +46,8 @@ class Diagnosis:
     environment: Environment
     abilities: tuple[Ability, ...]
     cautions: tuple[str, ...]
+    ceilings: Ceilings | None = None
+    """Where it was asked to measure."""
 
 
 def load_spec(path: Path | str) -> Spec:
@@ -94,41 +94,64 @@ def init(
 
 def init_demo(folder: Path, *, force: bool = False, progress: Callable[[int, int], None] | None = None) -> Written:
     """Make the demo project: generated scenes in `folder`/val and `folder`/detector.toml for the bundled detector."""
-    from redline import spec
-    from redline.demo import scenes
-    from redline.errors import BadInput, StoreError
-    from redline.records import Budget, Objective, Preprocess, ServeSpec
+    from redline import demo_project
 
-    output, data = Path(folder) / "detector.toml", Path(folder) / "val"
-    if output.exists() and not force:
-        raise BadInput("init.exists", f"{output} is there already", fix="--force replaces it and the scenes")
-    try:
-        scenes.write_dataset(data, DEMO_SCENES, DEMO_SEED, progress=progress)
-    except OSError as error:
-        raise StoreError("init.write", f"cannot write {data}", got=error.strerror, fix="name another folder") from error
-    return spec.write_spec(
-        output,
-        factory=DEMO_FACTORY,
-        head="yolox",
-        images=data / "images",
-        annotations=data / "instances.json",
-        preprocess=Preprocess(size=DEMO_SIZE, channels="rgb", scale=1.0),
-        objective=Objective(p95_ms=DEMO_P95_MS, throughput=DEMO_THROUGHPUT, map_drop_pct=DEMO_MAP_DROP_PCT),
-        budget=Budget(minutes=DEMO_MINUTES),
-        serve=ServeSpec(name="demo", hold_s=DEMO_HOLD_S, canary_requests=DEMO_CANARY_REQUESTS),
-        force=force,
-    )
+    return demo_project.make(Path(folder), force=force, progress=progress)
 
 
-def doctor() -> Diagnosis:
-    """Look at this machine; of the libraries it reports only TensorRT is imported, to ask what this version can do."""
-    from redline.doctor import abilities, cautions, inspect_machine
+def doctor(*, measure: bool = False, output: Path | None = None, progress: bool = True) -> Diagnosis:
+    """Look at this machine; of the libraries it reports only TensorRT is imported, to ask what this version can do.
+
+    `measure` the first GPU's ceilings too, or the CPU's where there is none, with torch, and write them as JSON to `output`.
+    Raises BadInput (doctor.no-torch) without torch, and StoreError if `output` cannot be written.
+    """
+    from redline.doctor import abilities, cautions, inspect_machine, measure_ceilings, write_ceilings
     from redline.engine.devices import tensorrt_facts
 
-    environment = inspect_machine()
+    environment, ceilings = inspect_machine(), None
+    if measure:
+        with _progress(progress).build("ceilings") as phases:
+            ceilings = measure_ceilings(phases)
+        if output is not None:
+            write_ceilings(ceilings, Path(output))
     return Diagnosis(
-        environment=environment, abilities=abilities(environment, tensorrt_facts()), cautions=cautions(environment)
+        environment=environment,
+        abilities=abilities(environment, tensorrt_facts()),
+        cautions=cautions(environment),
+        ceilings=ceilings,
     )
+
+
+def plan(
+    spec_path: Path | str,
+    *,
+    runs: Path = RUNS,
+    device: str | None = None,
+    gpus: int = 8,
+    facts: Path | None = None,
+    cores: int | None = None,
+    nic_gbit_s: float | None = None,
+    progress: bool = True,
+) -> PlanRecord:
+    """What each step should give on a device and whether the objective can be met; leaves plan.json and plan.md in the run.
+
+    `device`: as "a100-80"; None takes this machine's GPU, or the A100 80 GB where there is none. `gpus`: the most of a node.
+    `facts`: costs.json of the network from elsewhere, so that neither torch nor the graph is needed. Raises BadInput.
+    """
+    from redline import planning
+    from redline.doctor import inspect_machine
+
+    asked = planning.Asked(device=device, gpus=gpus, facts=facts, cores=cores, nic_gbit_s=nic_gbit_s)
+    return planning.plan(
+        load_spec(spec_path), asked, runs=Path(runs), environment=inspect_machine(), progress=_progress(progress)
+    )
+
+
+def calibrate(folders: Sequence[Path | str], *, runs: Path = RUNS) -> EfficiencyTable:
+    """Refit what kernels reach of the roof from finished runs; later plans under `runs` take it. Raises BadInput."""
+    from redline import accounting
+
+    return accounting.recalibrate([Path(folder) for folder in folders], Path(runs))
 
 
 def build(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from redline import cli_build, cli_serve, cli_watch
+from redline import cli_build, cli_plan, cli_serve, cli_watch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,11 +120,16 @@ def init(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    measure: Annotated[bool, typer.Option("--measure", help="Measure its copies and matrix products too.")] = False,
+    output: Annotated[Path, typer.Option(help="Where --measure writes its figures as JSON.")] = Path("ceilings.json"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show what this machine can do."""
     from redline import api
 
-    found = api.doctor()
+    found = api.doctor(measure=measure, output=output, progress=not quiet)
     if as_json:
         _print_json(found)
         return
@@ -147,6 +152,11 @@ def doctor(as_json: AsJson = False) -> None:
     console.print(f"[dim]libraries:[/] {_plain(libraries)}", highlight=False)
     for caution in found.cautions:
         console.print(f"[yellow]warning:[/] {_plain(caution)}", highlight=False)
+    if found.ceilings is not None:
+        from redline.report.ceilings import ceilings_text
+
+        console.print(ceilings_text(found.ceilings), highlight=False)
+        console.print(f"wrote {_plain(str(output))}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -195,6 +205,7 @@ def gc(
     print(f"{did} {_size(done.bytes)} in {done.files} files; {done.kept} objects are needed by runs and stay")
 
 
+cli_plan.register(app)
 cli_build.register(app)
 cli_serve.register(app)
 cli_watch.register(app)

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from redline.accounting import hold_to_account, plan_run
 from redline.doctor import abilities, inspect_machine
 from redline.errors import BadInput
 from redline.gpus import GpuHost, open_gpus
@@ -55,6 +56,7 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
         subject = aside.submit(load_subject, spec, progress).result()
         gpus, no_gpu = open_gpus(spec, environment, store, journal, progress)
         graphs = aside.submit(export_graphs, subject, store, journal, progress, for_gpu=gpus is not None).result()
+    planned = plan_run(spec, graphs, folder, runs, environment, progress, on_gpu=gpus is not None)
     candidates = _candidates(subject, graphs, environment, gpus, no_gpu)
     salt = started if fresh else ""
     host, no_server = _host(spec, on_gpu=gpus is not None)
@@ -76,6 +78,8 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
     record = replace(record, served=served, id=folder.name, started=started, seconds=time.perf_counter() - clock)
     write_file(folder / "run.json", dump(record, indent=2), store.scratch)
     write_report(record, folder)
+    if planned is not None:
+        hold_to_account(planned, record, folder, store)
     return record
 
 

@@ -16,13 +16,18 @@ from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT
 
 from redline import api
+from redline.plan.devices import device
+from redline.planning import efficiency_table
 from redline.prepare import export_graphs, load_subject
 from redline.progress import Progress
-from redline.records import Candidate
-from redline.store import Journal, Store
+from redline.records import Candidate, PlanRecord, PredictionCheck, RunRecord
+from redline.store import Journal, Store, load
 
 
-def test_a_run_on_real_engines_code(machine: FakeTensorRT, cuda: FakeCuda, spec: Path, tmp_path: Path) -> None:
+def test_a_run_on_real_engines_code(
+    machine: FakeTensorRT, cuda: FakeCuda, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("redline.accounting.known_device", lambda name: device("h100"))
     record = api.run(spec, runs=tmp_path / "runs", progress=False)
     engines = trials(record)
     assert {(t.candidate.precision, t.candidate.profiles) for t in engines} >= {
@@ -44,6 +49,26 @@ def test_a_run_on_real_engines_code(machine: FakeTensorRT, cuda: FakeCuda, spec:
     assert not cuda.graphs
     (html,) = [path.read_text() for path in (tmp_path / "runs").glob("*/report.html")]
     assert '<section id="engines">' in html
+    assert_held_to_account(record, tmp_path / "runs")
+
+
+def assert_held_to_account(record: RunRecord, runs: Path) -> None:
+    """The run made its plan first, and its engines can be calibrated on."""
+    folder = runs / record.id
+    plan = load(PlanRecord, (folder / "plan.json").read_bytes())
+    predicted = {step.key: step.p50_ms for step in plan.ladder}
+    checks = load(tuple[PredictionCheck, ...], (folder / "predictions.json").read_bytes())
+    assert {"fp32-eager", "cuda-graph"} <= {check.step for check in checks}
+    measured = {trial.digest: trial.screen for trial in record.trials}
+    for check in checks:
+        screen = measured[check.trial]
+        assert check.predicted == predicted[check.step]
+        assert screen is not None
+        assert check.measured == screen.p50_ms
+    assert "## Held to account" in (folder / "plan.md").read_text()
+    table = api.calibrate([folder], runs=runs)
+    assert record.id in table.source
+    assert table == efficiency_table(runs)
 
 
 def test_a_machine_whose_memory_holds_no_engine_still_finds_a_choice(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import redline
-from redline import api, cli
+from redline import cli, demo_project
 from redline.errors import BadInput, StoreError
 from redline.records import (
     SCHEMA_VERSION,
@@ -244,7 +244,7 @@ def test_init_says_what_is_missing(here, capsys):
 
 
 def test_init_demo_makes_a_project_that_loads(here, capsys, monkeypatch):
-    monkeypatch.setattr(api, "DEMO_SCENES", 2)
+    monkeypatch.setattr(demo_project, "SCENES", 2)
     assert command("init", "--demo", "demo") == 0
     assert "2 images" in capsys.readouterr().out
     spec = redline.load_spec("demo/detector.toml")
@@ -264,7 +264,8 @@ def test_doctor_as_table_and_json(capsys):
     assert f"numpy {__import__('numpy').__version__}" in shown.replace("\n", " ")
     assert command("doctor", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"environment", "abilities", "cautions"}
+    assert set(found) == {"environment", "abilities", "cautions", "ceilings"}
+    assert found["ceilings"] is None
     assert found["environment"]["cores"] >= 1
 
 

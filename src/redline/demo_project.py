@@ -1,0 +1,47 @@
+"""The demo project: generated scenes, and a spec for the bundled detector that a laptop without a GPU meets in minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from redline import spec
+from redline.demo import scenes
+from redline.errors import BadInput, StoreError
+from redline.records import Budget, Objective, Preprocess, ServeSpec
+from redline.spec import Written
+
+SCENES = 200
+SEED = 2_000_000
+"""A series of scenes of its own, apart from those the demo detector was trained and chosen on."""
+FACTORY = "redline.zoo:demo"
+SIZE = (320, 320)
+P95_MS = 150.0
+THROUGHPUT = 20.0
+MAP_DROP_PCT = 0.5
+MINUTES = 0.5
+HOLD_S = 5.0
+CANARY_REQUESTS = 60
+
+
+def make(folder: Path, *, force: bool = False, progress: Callable[[int, int], None] | None = None) -> Written:
+    """See `api.init_demo`. Raises BadInput for a project that is there already, StoreError if it cannot be written."""
+    output, data = folder / "detector.toml", folder / "val"
+    if output.exists() and not force:
+        raise BadInput("init.exists", f"{output} is there already", fix="--force replaces it and the scenes")
+    try:
+        scenes.write_dataset(data, SCENES, SEED, progress=progress)
+    except OSError as error:
+        raise StoreError("init.write", f"cannot write {data}", got=error.strerror, fix="name another folder") from error
+    return spec.write_spec(
+        output,
+        factory=FACTORY,
+        head="yolox",
+        images=data / "images",
+        annotations=data / "instances.json",
+        preprocess=Preprocess(size=SIZE, channels="rgb", scale=1.0),
+        objective=Objective(p95_ms=P95_MS, throughput=THROUGHPUT, map_drop_pct=MAP_DROP_PCT),
+        budget=Budget(minutes=MINUTES),
+        serve=ServeSpec(name="demo", hold_s=HOLD_S, canary_requests=CANARY_REQUESTS),
+        force=force,
+    )

@@ -1,0 +1,275 @@
+"""`redline plan`: a network's costs, a device's roof and a queue make ladder, limits and answer, before any build."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from redline.errors import BadInput
+from redline.plan.decide import Case, decide
+from redline.plan.devices import device as device_facts
+from redline.plan.devices import devices as all_devices
+from redline.plan.devices import known_device
+from redline.plan.efficiency import shipped_table
+from redline.plan.ladder import Image, ladder, loaded_steps
+from redline.plan.limits import node_limits
+from redline.plan.roofline import roofline
+from redline.prepare import run_id
+from redline.records import (
+    PLAN_SCHEMA,
+    DeviceFacts,
+    EfficiencyTable,
+    HeavyKernel,
+    ModelCosts,
+    Node,
+    NodeLimits,
+    PlanRecord,
+    PredictionCheck,
+    Roofline,
+    Spec,
+)
+from redline.store import Journal, Store, dump, load
+from redline.store.disk import guarded, write_file
+
+if TYPE_CHECKING:
+    from redline.progress import Progress
+    from redline.records import Environment
+
+COSTS, EFFICIENCY, PLAN, PAGE = "costs.json", "efficiency.json", "plan.json", "plan.md"
+REFERENCE = "a100-80"
+"""Planned for where no GPU is at hand and none is named."""
+NODE_GPUS = 8
+HEAVIEST = 8
+TIMED_IMAGES = 8
+FP32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """See `api.plan`."""
+
+    device: str | None = None
+    gpus: int = NODE_GPUS
+    facts: Path | None = None
+    cores: int | None = None
+    nic_gbit_s: float | None = None
+
+
+def plan(spec: Spec, asked: Asked, *, runs: Path, environment: Environment, progress: Progress) -> PlanRecord:
+    """See `api.plan`."""
+    folder = runs / run_id(spec)
+    store = Store(runs / "store", on_wait=progress.note)
+    with progress.stage("costs of the network"):
+        costs = model_costs(spec, asked.facts, folder, store, progress)
+    device, why = _device(asked.device, environment)
+    table = efficiency_table(runs)
+    record = make_plan(spec, costs, device, why, asked, table, progress)
+    write_file(folder / COSTS, dump(costs, indent=1), store.scratch)
+    write_plan(record, folder, store.scratch)
+    return record
+
+
+def make_plan(
+    spec: Spec, costs: ModelCosts, device: DeviceFacts, why: str, asked: Asked, table: EfficiencyTable, progress: Progress
+) -> PlanRecord:
+    """The plan of a network whose costs are known. Raises BadInput for a size that the graph does not take."""
+    image, request_bytes = _image(spec, costs)
+    size = (1, image.height, image.width)
+    case = Case(costs=costs, device=device, image=image, objective=spec.objective, table=table)
+
+    def limits(kind: DeviceFacts, gpus: int, rate: float) -> NodeLimits:
+        return node_limits(kind, _node(asked, image, request_bytes, gpus, rate))
+
+    with progress.stage(f"ladder on {device.title}"):
+        steps = ladder(costs, device, image, table)
+    with progress.stage("queues of all devices"):
+        decision = decide(case, all_devices(), limits, most=asked.gpus)
+    own = next((a for a in decision.devices if a.device == device.name and a.arithmetic == "fp16"), None)
+    with_load = (*steps, *loaded_steps(steps, own, spec.objective)) if own is not None else steps
+    network = _network(case)
+    gpus = own.gpus or asked.gpus if own is not None else asked.gpus
+    return PlanRecord(
+        schema_version=PLAN_SCHEMA,
+        model=Path(spec.model.onnx).stem if spec.model.onnx else str(spec.model.factory).partition(":")[2],
+        graph_digest=costs.graph_digest,
+        parameters=costs.parameters,
+        gflop=2 * costs.macs(*size) / 1e9,
+        device=device.name,
+        device_title=device.title,
+        device_reason=why,
+        size=size,
+        objective=spec.objective,
+        efficiency=table.source,
+        ladder=with_load,
+        heavy=_heavy(network),
+        bounds=_bounds(network),
+        limits=limits(device, gpus, own.rate_per_gpu) if own is not None and own.rate_per_gpu else None,
+        decision=decision,
+        notes=_notes(network, image),
+    )
+
+
+def model_costs(spec: Spec, facts: Path | None, folder: Path, store: Store, progress: Progress) -> ModelCosts:
+    """From a file of costs, from what a plan or run of this spec left, or from its graph: an ONNX file's own, or exported.
+
+    Raises BadInput (plan.facts) for a file of costs that is none, and where there is neither torch nor costs.
+    """
+    from redline.errors import StoreError
+
+    saved = facts or (folder / COSTS if (folder / COSTS).exists() else None)
+    if saved is not None:
+        try:
+            return load(ModelCosts, _read(saved))
+        except StoreError as error:
+            if facts is not None:
+                fix = f"give the {COSTS} that `redline plan` or `redline run` left in runs/"
+                raise BadInput("plan.facts", f"{facts} holds no costs of a network", got=error.what, fix=fix) from error
+    from redline.plan.costs.read import read_costs
+
+    return read_costs(_graph(spec, folder, store, progress))
+
+
+def _graph(spec: Spec, folder: Path, store: Store, progress: Progress) -> Path:
+    """The network's graph, exported as a run does: it is found there again."""
+    from importlib.util import find_spec
+
+    from redline.prepare import export_graphs, load_subject
+
+    if find_spec("torch") is None and spec.model.onnx is None:
+        fix = f'pip install "redline[torch]", or --facts with the {COSTS} of a machine that has it'
+        raise BadInput("plan.no-torch", "reading the model needs torch, which is not installed", fix=fix)
+    journal = Journal(folder / "journal.jsonl")
+    with ThreadPoolExecutor(1) as aside:  # as in a run: torch's OpenMP pool ends with the thread
+        subject = aside.submit(load_subject, spec, progress).result()
+        graphs = aside.submit(export_graphs, subject, store, journal, progress).result()
+    if graphs.network is None:
+        raise BadInput("plan.no-graph", "the model has no graph to count", got=graphs.network_failure, fix="see `redline run`")
+    return Path(graphs.network.path)
+
+
+def efficiency_table(runs: Path) -> EfficiencyTable:
+    """What `redline plan --calibrate` left in `runs`, or the packaged table."""
+    path = runs / EFFICIENCY
+    return load(EfficiencyTable, _read(path)) if path.exists() else shipped_table()
+
+
+def _read(path: Path) -> bytes:
+    with guarded("read", path):
+        return path.read_bytes()
+
+
+def write_plan(record: PlanRecord, folder: Path, scratch: Path, checks: Sequence[PredictionCheck] = ()) -> None:
+    """plan.json, and plan.md with the checks of its predictions if there are any."""
+    from redline.report.plan import plan_markdown
+
+    write_file(folder / PLAN, dump(record, indent=2), scratch)
+    write_file(folder / PAGE, plan_markdown(record, checks).encode(), scratch)
+
+
+def _device(wanted: str | None, environment: Environment) -> tuple[DeviceFacts, str]:
+    if wanted is not None:
+        return device_facts(wanted), "asked for"
+    if environment.gpus and (known := known_device(environment.gpus[0].split(",")[0])) is not None:
+        return known, "this machine's"
+    missing = "this machine's GPU is not in the table" if environment.gpus else "no GPU on this machine"
+    return device_facts(REFERENCE), f"{missing}: the reference case's; --device names another"
+
+
+def _image(spec: Spec, costs: ModelCosts) -> tuple[Image, float]:
+    """The network's whole input, its host stages timed on this machine, and the mean bytes of an encoded image."""
+    height, width = spec.model.preprocess.size
+    stride = spec.model.preprocess.stride
+    height, width = (-(-side // stride) * stride for side in (height, width))
+    height, width = costs.size[1] or height, costs.size[2] or width
+    files = _pictures(Path(spec.data.evaluate.images))
+    sizes = [os.stat(file).st_size for file in files]
+    host_ms, source = _timed(spec, files[:TIMED_IMAGES])
+    image = Image(height=height, width=width, host_ms=host_ms, source_bytes=source)
+    return image, statistics.mean(sizes) if sizes else 100_000.0
+
+
+def _pictures(folder: Path) -> list[Path]:
+    known = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in known) if folder.is_dir() else []
+
+
+def _timed(spec: Spec, files: Sequence[Path]) -> tuple[float | None, int]:
+    """Median ms of decoding and preprocessing an image on one core here, and the most decoded bytes; (None, 0) without any."""
+    from redline.vision.image import decode
+    from redline.vision.preparation import prepare
+
+    times, largest = [], 0
+    for file in files:
+        data = file.read_bytes()
+        started = time.process_time()  # of this process alone: others on the machine do not count
+        try:
+            pixels = decode(data, name=file.name)
+            prepare(pixels, spec.model.preprocess, "fixed")
+        except BadInput:
+            continue
+        times.append(1000 * (time.process_time() - started))
+        largest = max(largest, pixels.nbytes)
+    return (statistics.median(times), largest) if times else (None, 0)
+
+
+def _node(asked: Asked, image: Image, request_bytes: float, gpus: int, rate: float) -> Node:
+    return Node(
+        gpus=gpus,
+        request_bytes=request_bytes,
+        input_bytes=3 * image.height * image.width * FP32_BYTES,
+        output_bytes=image.output_bytes,
+        decode="host",
+        network_per_s=rate,
+        host_cores=asked.cores,
+        decode_ms=image.host_ms,
+        nic_gbit_s=asked.nic_gbit_s,
+    )
+
+
+def _network(case: Case) -> Roofline | None:
+    """The engine of the plan, or None where a peak is unknown."""
+    try:
+        return roofline(case.costs, case.device, "fp16", 1, case.image.height, case.image.width, table=case.table)
+    except BadInput:
+        return None
+
+
+def _heavy(network: Roofline | None) -> tuple[HeavyKernel, ...]:
+    if network is None:
+        return ()
+    groups = sorted(network.groups, key=lambda group: -group.expected_us)[:HEAVIEST]
+    return tuple(
+        HeavyKernel(
+            name=group.name,
+            kind=group.kind,
+            bound=group.bound,
+            expected_us=group.expected_us,
+            roof_us=group.roof_us,
+            share=group.expected_us / network.expected_us,
+        )
+        for group in groups
+    )
+
+
+def _bounds(network: Roofline | None) -> tuple[tuple[str, float], ...]:
+    if network is None:
+        return ()
+    found: Counter[str] = Counter()
+    for group in network.groups:
+        found[group.bound] += group.expected_us / network.expected_us  # type: ignore[assignment]
+    return tuple(found.most_common())
+
+
+def _notes(network: Roofline | None, image: Image) -> tuple[str, ...]:
+    found = list(network.notes) if network is not None else []
+    if image.host_ms is not None:
+        text = f"decoding and preprocessing took {image.host_ms:.2f} ms an image on one core of this machine; "
+        found.append(text + "post-processing on the host is not counted")
+    return tuple(found)
