@@ -110,7 +110,7 @@ def make_plan(
         ladder=with_load,
         heavy=_heavy(network),
         bounds=_bounds(network),
-        limits=limits(device, gpus, own.rate_per_gpu) if own is not None and own.rate_per_gpu else None,
+        limits=limits(device, gpus, own.full_per_gpu) if own is not None and own.full_per_gpu else None,
         decision=decision,
         notes=_notes(network, image),
     )

@@ -71,7 +71,7 @@ def decide(
 ) -> Decision:
     """Whether `case.device`, at most `most` of them in a node, meets the objective; the same question for `others`.
 
-    `limits` gives a node's limits from (device, GPUs, the network's rate of one GPU).
+    `limits` gives a node's limits from (device, GPUs, what full batches give on one GPU).
     """
     answers = [
         answer
@@ -85,7 +85,7 @@ def decide(
     if main is None:
         reason = f"a peak or the bandwidth of {case.device.title} is unknown: nothing can be computed"
         return Decision(answer="unknown", reason=reason, devices=tuple(cheapest), assumptions=(), advice=())
-    first = limits(case.device, main.gpus or most, main.rate_per_gpu or 0.0).first if main.rate_per_gpu else None
+    first = limits(case.device, main.gpus or most, main.full_per_gpu).first if main.full_per_gpu else None
     enough = main.gpus is not None and main.gpus <= most
     short = first is not None and first.resource != "network" and first.per_s is not None
     blocked = short and first is not None and (first.per_s or 0.0) < case.objective.throughput
@@ -127,11 +127,12 @@ def _of_device(case: Case) -> DeviceAnswer | None:
     note = NOTE[case.arithmetic]
     if rate <= 0:
         reason = f"one image alone takes {curve.ms(1):.3g} ms, its P95 {one.p95_ms:.3g} of {objective.p95_ms:g} ms"
-        return _answer(case, None, batch, None, one.p95_ms, reason)
+        return _answer(case, None, batch, None, None, one.p95_ms, reason)
     gpus, p95 = _gpus(curve, batch, case, rate)
     reason = f"batch {batch}, {rate:,.0f}/s each within the P95, together P95 {p95:.3g} of {objective.p95_ms:g} ms "
     reason += f"at {objective.throughput:,.0f}/s"
-    return _answer(case, gpus, batch, rate, p95, f"{reason}; {note}" if note else reason)
+    full = 1000 * batch / curve.ms(batch)
+    return _answer(case, gpus, batch, rate, full, p95, f"{reason}; {note}" if note else reason)
 
 
 def _best_batch(curve: LatencyCurve, case: Case) -> tuple[int, RateAnswer]:
@@ -167,7 +168,9 @@ def _path(curve: LatencyCurve, batch: int, gpus: int) -> ServedPath:
     return ServedPath(shapes=(ShapeLoad(curve=curve),), max_batch=batch, gpus=gpus, rate_per_s=1.0)
 
 
-def _answer(case: Case, gpus: int | None, batch: int, rate: float | None, p95_ms: float | None, reason: str) -> DeviceAnswer:
+def _answer(
+    case: Case, gpus: int | None, batch: int, rate: float | None, full: float | None, p95_ms: float | None, reason: str
+) -> DeviceAnswer:
     price = min((price.usd_per_hour for price in case.device.prices), default=None)
     hourly = None if price is None or gpus is None else price * gpus
     return DeviceAnswer(
@@ -179,6 +182,7 @@ def _answer(case: Case, gpus: int | None, batch: int, rate: float | None, p95_ms
         delay_ms=0.0,
         instances=1,
         rate_per_gpu=rate,
+        full_per_gpu=full,
         p95_ms=p95_ms,
         usd_per_hour=hourly,
         usd_per_million=None if hourly is None else hourly / (3600 * case.objective.throughput) * 1e6,

@@ -67,6 +67,8 @@ class DeviceAnswer:
     instances: int
     rate_per_gpu: float | None
     """Highest rate of one within the P95."""
+    full_per_gpu: float | None
+    """What full batches one after the other give on one: no load stays below it for long."""
     p95_ms: float | None
     """Of the GPUs together behind one queue, at the objective's rate."""
     usd_per_hour: float | None

@@ -63,7 +63,7 @@ def _devices(answers: Sequence[DeviceAnswer]) -> Table:
 
 def _answer(answer: DeviceAnswer) -> tuple[str, ...]:
     return (
-        answer.title,
+        answer.device,
         answer.arithmetic.upper(),
         UNKNOWN if answer.gpus is None else str(answer.gpus),
         words.rate(answer.rate_per_gpu),
