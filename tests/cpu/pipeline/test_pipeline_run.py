@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -55,10 +54,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRecord]
 
 
 @pytest.fixture
-def spec_folder(finished: tuple[Path, RunRecord], tmp_path: Path) -> Path:
-    """A folder whose store has the demo's graphs already: exporting takes half a minute, and its tests are elsewhere."""
-    shutil.copytree(finished[0].parent / "runs" / "store", tmp_path / "runs" / "store")
-    return tmp_path
+def onnx_model(finished: tuple[Path, RunRecord]) -> str:
+    """The demo as a file: no export and no torch candidates, for tests that are about neither."""
+    record = finished[1]
+    assert record.onnx is not None
+    return f'onnx = "{record.onnx.path}"\nhead = "yolox"'
 
 
 def test_a_run_goes_from_baseline_to_choice_and_leaves_what_it_promises(finished: tuple[Path, RunRecord]) -> None:
@@ -132,13 +132,13 @@ def test_gc_keeps_what_a_run_needs_and_frees_what_none_does(finished: tuple[Path
     assert {line["outcome"] for line in journal(only_run(spec))[before:]} == {"reused"}
 
 
-def test_killed_and_run_again_nothing_is_measured_twice(spec_folder: Path) -> None:
-    spec = project(spec_folder, scenes=8)
-    command = [sys.executable, str(HERE / "corridor_case.py"), "run", str(spec), "--runs", str(spec_folder / "runs")]
+def test_killed_and_run_again_nothing_is_measured_twice(onnx_model: str, tmp_path: Path) -> None:
+    spec = project(tmp_path, scenes=8, model=onnx_model)
+    command = [sys.executable, str(HERE / "corridor_case.py"), "run", str(spec), "--runs", str(tmp_path / "runs")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        found = list((spec_folder / "runs").glob("*/journal.jsonl"))
+        found = list((tmp_path / "runs").glob("*/journal.jsonl"))
         if found and sum('"stage":"screen"' in line.replace(" ", "") for line in found[0].read_text().splitlines()) >= 1:
             break
         time.sleep(0.05)
@@ -146,7 +146,7 @@ def test_killed_and_run_again_nothing_is_measured_twice(spec_folder: Path) -> No
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (only_run(spec) / "run.json").exists()
-    record = api.run(spec, runs=spec_folder / "runs", progress=False)
+    record = api.run(spec, runs=tmp_path / "runs", progress=False)
     computed = [
         line["inputs"] for line in journal(only_run(spec)) if line["stage"] in MEASURED and line["outcome"] == "computed"
     ]
@@ -155,9 +155,9 @@ def test_killed_and_run_again_nothing_is_measured_twice(spec_folder: Path) -> No
     assert record.choice.candidate is not None
 
 
-def test_two_runs_at_once_share_one_folder(spec_folder: Path) -> None:
-    spec = project(spec_folder, scenes=8)
-    command = [sys.executable, str(HERE / "corridor_case.py"), "run", str(spec), "--runs", str(spec_folder / "runs")]
+def test_two_runs_at_once_share_one_folder(onnx_model: str, tmp_path: Path) -> None:
+    spec = project(tmp_path, scenes=8, model=onnx_model)
+    command = [sys.executable, str(HERE / "corridor_case.py"), "run", str(spec), "--runs", str(tmp_path / "runs")]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate(timeout=240)[1] for process in both]
     assert both[0].returncode == both[1].returncode, errors
@@ -179,19 +179,16 @@ def test_nan_weights_fail_parity_and_nothing_crashes(tmp_path: Path, monkeypatch
     assert (only_run(spec) / "report.html").exists()
 
 
-def test_unlabelled_images_are_measured_by_agreement(spec_folder: Path) -> None:
-    record = api.run(project(spec_folder, scenes=6, labelled=False), runs=spec_folder / "runs", progress=False)
+def test_unlabelled_images_are_measured_by_agreement(onnx_model: str, tmp_path: Path) -> None:
+    record = api.run(project(tmp_path, scenes=6, labelled=False, model=onnx_model), runs=tmp_path / "runs", progress=False)
     assert record.data.boxes is None
     assert record.baseline.parity is not None
     assert record.baseline.parity.accuracy.kind == "agreement"
     assert record.baseline.parity.accuracy.ap == pytest.approx(1.0)
 
 
-def test_an_onnx_file_is_its_own_baseline(finished: tuple[Path, RunRecord], tmp_path: Path) -> None:
-    _, record = finished
-    assert record.onnx is not None
-    spec = project(tmp_path, scenes=6, model=f'onnx = "{record.onnx.path}"\nhead = "yolox"')
-    own = api.run(spec, runs=tmp_path / "runs", progress=False)
+def test_an_onnx_file_is_its_own_baseline(onnx_model: str, tmp_path: Path) -> None:
+    own = api.run(project(tmp_path, scenes=6, model=onnx_model), runs=tmp_path / "runs", progress=False)
     assert own.baseline.candidate.runner == "onnxruntime"
     assert own.model.origin == "onnx"
     assert own.choice.candidate is not None
@@ -209,8 +206,10 @@ def test_a_detector_that_returns_boxes_needs_no_nms(tmp_path: Path, monkeypatch:
     assert all(t.parity is not None and t.parity.boxes.missing == 0 for t in engines)
 
 
-def test_an_objective_out_of_reach_is_not_met_and_names_the_best_found(spec_folder: Path) -> None:
-    record = api.run(project(spec_folder, scenes=6, p95_ms=300, throughput=2000), runs=spec_folder / "runs", progress=False)
+def test_an_objective_out_of_reach_is_not_met_and_names_the_best_found(onnx_model: str, tmp_path: Path) -> None:
+    record = api.run(
+        project(tmp_path, scenes=6, p95_ms=300, throughput=2000, model=onnx_model), runs=tmp_path / "runs", progress=False
+    )
     assert record.choice.verdict.answer == "fail"
     assert "best found" in record.choice.verdict.reason
 
@@ -232,9 +231,9 @@ def test_bad_models_are_exit_2_without_a_traceback(change: str, says: str, tmp_p
     assert "Traceback" not in found.stderr
 
 
-def test_a_truncated_image_is_named_before_anything_is_measured(spec_folder: Path) -> None:
-    spec = project(spec_folder, scenes=4)
-    broken = sorted((spec_folder / "val" / "images").iterdir())[2]
+def test_a_truncated_image_is_named_before_anything_is_measured(onnx_model: str, tmp_path: Path) -> None:
+    spec = project(tmp_path, scenes=4, model=onnx_model)
+    broken = sorted((tmp_path / "val" / "images").iterdir())[2]
     broken.write_bytes(broken.read_bytes()[:2000])
     found = cli(spec)
     assert found.returncode == 2, found.stderr
