@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -214,6 +216,8 @@ cli_watch.register(app)
 def main(arguments: list[str] | None = None) -> None:
     """The `redline` program. Always ends with SystemExit and one of the documented exit codes."""
     given = sys.argv[1:] if arguments is None else arguments
+    if threading.current_thread() is threading.main_thread():  # what was started is ended, as after ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(_outcome(given))
 
 

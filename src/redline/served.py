@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from redline.serve.server import TritonServer
 
 SERVICE = "tune"
+PREFIX, OWNER = "redline-server-", "owner"
 CLIENTS = 32
 """Connections of an open load: more than the requests in flight while P95 holds."""
 SPARE_CLIENTS = 1
@@ -31,10 +35,14 @@ class Host:
     """One embedded server for all candidates of a search, in a folder of its own, started when the first is opened."""
 
     def __init__(self, environment: ServerEnvironment) -> None:
+        from redline.serve.processes import identity
+
+        end_orphans()
         self._environment = environment
         # Two runs of one spec may search at once, and a server's folder is for one server.
-        self._scratch = tempfile.TemporaryDirectory(prefix="redline-server-")
+        self._scratch = tempfile.TemporaryDirectory(prefix=PREFIX)
         self._folder = Path(self._scratch.name)
+        (self._folder / OWNER).write_text(f"{os.getpid()} {identity(os.getpid())}", encoding="ascii")
         self._server: TritonServer | None = None
         self._numbers = 0
 
@@ -61,6 +69,19 @@ class Host:
             self._server.stop()
             self._server = None
         self._scratch.cleanup()
+
+
+def end_orphans() -> None:
+    """End the servers of runs that were killed, which could not do it: their folders name an owner that is gone."""
+    from redline.serve.processes import identity
+    from redline.serve.server import end_stale
+
+    for owner in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{OWNER}"):
+        with contextlib.suppress(OSError, ValueError):
+            pid, _, known = owner.read_text(encoding="ascii").partition(" ")
+            if owner.stat().st_uid == os.getuid() and identity(int(pid)) != known:
+                end_stale(owner.parent)
+                shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 import types
 from pathlib import Path
 
@@ -155,6 +157,25 @@ def test_an_interrupt_says_how_to_resume(here, pipeline, capsys):
     pipeline.give = KeyboardInterrupt()
     assert command("run", "d.toml") == 130
     assert "run again to resume" in capsys.readouterr().err
+
+
+def test_sigterm_ends_as_an_interrupt_does(here, pipeline, capsys, monkeypatch):
+    """What was started, such as a server, is ended on the way out."""
+    before, told = signal.getsignal(signal.SIGTERM), []
+
+    def stopped(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            told.append("closed")
+
+    monkeypatch.setattr("redline.api.run", stopped)
+    try:
+        assert command("run", "d.toml") == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told == ["closed"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -17,8 +19,10 @@ import tritonclient.grpc
 
 from redline.errors import BadInput
 from redline.serve import server as module
-from redline.serve.environment import find_environment
+from redline.serve.environment import ServerEnvironment, find_environment
+from redline.serve.processes import runs
 from redline.serve.server import SHARED_MEMORY, TritonServer, end_stale, read_process
+from redline.served import Host
 
 SLEEPER = """
 import numpy as np
@@ -166,3 +170,24 @@ def test_numpy_2_in_the_servers_environment_is_refused(tmp_path: Path) -> None:
 def test_no_environment_says_how_to_have_one(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="redline serve --install"):
         find_environment(tmp_path / "none")
+
+
+def test_the_server_of_a_killed_run_is_ended_by_the_next(environment: ServerEnvironment, tmp_path: Path) -> None:
+    """A run that is killed outright cannot end its server."""
+    code = "import time; from redline.serve.environment import find_environment; from redline.served import Host; "
+    code += "print(Host(find_environment()).server().known.pid, flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    server = int(process.stdout.readline())
+    other = Host(environment)  # an owner that lives keeps its server
+    assert runs(server)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert runs(server)
+    Host(environment).close()
+    other.close()
+    end_s = time.monotonic() + 5
+    while runs(server) and time.monotonic() < end_s:
+        time.sleep(0.02)
+    assert not runs(server)
