@@ -175,7 +175,7 @@ def test_no_environment_says_how_to_have_one(tmp_path: Path) -> None:
 def test_the_server_of_a_killed_run_is_ended_by_the_next(environment: ServerEnvironment, tmp_path: Path) -> None:
     """A run that is killed outright cannot end its server."""
     code = "import time; from redline.serve.environment import find_environment; from redline.served import Host; "
-    code += "print(Host(find_environment()).server().known.pid, flush=True); time.sleep(60)"
+    code += "host = Host(find_environment()); print(host.server().known.pid, flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     server = int(process.stdout.readline())
