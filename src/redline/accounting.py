@@ -41,7 +41,7 @@ def plan_run(
         with progress.stage("costs of the network"):
             costs = read_costs(graphs.network.path)
         write_file(folder / COSTS, dump(costs, indent=1), scratch)
-        device = known_device(environment.gpus[0]) if on_gpu else None
+        device = known_device(environment.gpus[0]) if on_gpu and environment.gpus else None
         if device is None:
             return None
         plan = make_plan(spec, costs, device, "this machine's", Asked(), efficiency_table(runs), progress)
