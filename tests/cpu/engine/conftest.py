@@ -81,7 +81,7 @@ def machine(cuda: FakeCuda, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) 
     from redline.engine.devices import Gpu
     from redline.engine.torch_runner import TorchRunner
 
-    brief = {"SCREEN_S": 0.3, "SHORTEST_S": 0.4, "OBJECTIVE_REQUESTS": 80, "STEP_REQUESTS": 30, "WARM_UP_S": 0.3}
+    brief = {"SCREEN_S": 0.3, "SHORTEST_S": 0.4, "OBJECTIVE_REQUESTS": 40, "STEP_REQUESTS": 20, "WARM_UP_S": 0.3}
     for name, value in brief.items():
         monkeypatch.setattr(workbench, name, value)
     found = pipeline.inspect_machine()

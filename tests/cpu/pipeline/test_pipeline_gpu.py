@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from corridor_case import journal, project
+from corridor_case import journal, project, shorten
 
 from redline import api, boundary, examining, pipeline, workbench
 from redline.engine import build as engine_build
@@ -143,6 +143,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Any:
         def dissect(live: Any, build: EngineBuild) -> EngineRecord:
             return EngineRecord(build=build, shape=(1, 3, 320, 320), anatomy=PARTS, layers=(TOP,))
 
+        shorten(patch)
         patch.setattr(pipeline, "open_gpus", open_gpus)
         patch.setattr(foundries, "build_engine", made_up_build)
         patch.setattr(foundries.Foundry, "open", open_engine)
@@ -160,7 +161,7 @@ def _fields(record: Telemetry) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(patched: list[Telemetry], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRecord]:
-    spec = project(tmp_path_factory.mktemp("gpu"), scenes=8, throughput=10, evidence="point")
+    spec = project(tmp_path_factory.mktemp("gpu"), scenes=8, throughput=25, evidence="point")
     spec.write_text(spec.read_text().replace('server = "none"', 'server = "none"\nprecisions = ["fp32", "tf32", "fp16"]'))
     return spec, api.run(spec, runs=spec.parent / "runs", progress=False)
 
@@ -262,11 +263,11 @@ def test_the_same_run_again_builds_and_measures_nothing(finished: tuple[Path, Ru
     assert {e.build.digest: e for e in again.engines} == {e.build.digest: e for e in record.engines}
 
 
-def test_a_throttled_gpu_gives_no_verdict(finished: tuple[Path, RunRecord], patched: list[Telemetry]) -> None:
-    spec, _ = finished
+def test_a_throttled_gpu_gives_no_verdict(finished: tuple[Path, RunRecord], patched: list[Telemetry], tmp_path: Path) -> None:
+    spec = project(tmp_path, scenes=4, throughput=25, evidence="point")
     patched.append(throttled())
     try:
-        record = api.run(spec, runs=spec.parent / "runs", fresh=True, progress=False)
+        record = api.run(spec, runs=finished[0].parent / "runs", progress=False)
     finally:
         patched.clear()
     assert record.choice.verdict.answer == "inconclusive"
