@@ -12,7 +12,7 @@ from redline.plan.account import checks
 from redline.plan.devices import known_device
 from redline.plan.efficiency import Measured, calibrate, kernel_times
 from redline.plan.roofline import roofline
-from redline.planning import COSTS, EFFICIENCY, Asked, efficiency_table, make_plan, write_plan
+from redline.planning import COSTS, EFFICIENCY, PLAN, Asked, efficiency_table, make_plan, write_plan
 from redline.records import EfficiencyTable, EngineRecord, Environment, ModelCosts, PlanRecord, PredictionCheck, RunRecord, Spec
 from redline.store import Store, dump, load
 from redline.store.disk import guarded, write_file
@@ -58,6 +58,13 @@ def hold_to_account(plan: PlanRecord, record: RunRecord, folder: Path, store: St
     write_file(folder / PREDICTIONS, dump(found, indent=2), store.scratch)
     write_plan(plan, folder, store.scratch, found)
     return found
+
+
+def read_plan(folder: Path) -> tuple[PlanRecord | None, tuple[PredictionCheck, ...]]:
+    """The plan that a run was held to and its checks; (None, ()) where the run made none."""
+    if not (folder / PREDICTIONS).exists():
+        return None, ()
+    return _load(PlanRecord, folder / PLAN), _load(tuple[PredictionCheck, ...], folder / PREDICTIONS)
 
 
 def recalibrate(folders: Sequence[Path], runs: Path) -> EfficiencyTable:

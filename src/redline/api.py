@@ -240,9 +240,10 @@ def read_run(folder: Path) -> RunRecord:
 
 def report(run_folder: Path) -> Path:
     """Draw report.html of a finished run again; returns its path."""
+    from redline.accounting import read_plan
     from redline.report import write_report
 
-    return write_report(read_run(run_folder), Path(run_folder))
+    return write_report(read_run(run_folder), Path(run_folder), *read_plan(Path(run_folder)))
 
 
 def release(

@@ -77,9 +77,8 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
             host.close()
     record = replace(record, served=served, id=folder.name, started=started, seconds=time.perf_counter() - clock)
     write_file(folder / "run.json", dump(record, indent=2), store.scratch)
-    write_report(record, folder)
-    if planned is not None:
-        hold_to_account(planned, record, folder, store)
+    checks = hold_to_account(planned, record, folder, store) if planned is not None else ()
+    write_report(record, folder, planned, checks)
     return record
 
 

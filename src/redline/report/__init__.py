@@ -9,26 +9,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
-    from redline.records import RunRecord
+    from redline.records import PlanRecord, PredictionCheck, RunRecord
 
 __all__ = ["print_summary", "render_html", "write_report"]
 
 
-def render_html(record: RunRecord) -> str:
-    """The whole page: no script, no external request, images inline. Reads the picture files named in the record."""
+def render_html(record: RunRecord, plan: PlanRecord | None = None, checks: Sequence[PredictionCheck] = ()) -> str:
+    """The whole page: no script, no external request, images inline. Reads the picture files named in the record.
+
+    `plan`: the one made before the run, with the `checks` of its predictions.
+    """
     from redline.report.page import page
 
-    return page(record)
+    return page(record, plan, checks)
 
 
-def write_report(record: RunRecord, folder: Path) -> Path:
+def write_report(
+    record: RunRecord, folder: Path, plan: PlanRecord | None = None, checks: Sequence[PredictionCheck] = ()
+) -> Path:
     """Write `folder`/report.html atomically and return its path. Raises StoreError if the folder cannot be written."""
     from redline.store.disk import write_file
 
     path = folder / "report.html"
-    write_file(path, render_html(record).encode("utf-8", "replace"), folder)
+    write_file(path, render_html(record, plan, checks).encode("utf-8", "replace"), folder)
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from redline.records import Load, ParityReport, RunRecord, Trial
+from redline.records import Load, ParityReport, PlanRecord, PredictionCheck, RunRecord, Trial
 from redline.report import (
     chart_accuracy,
     chart_engines,
     chart_front,
     chart_latency,
+    chart_plan,
     chart_steps,
     engines,
     facts,
@@ -47,9 +48,16 @@ class Tile:
     limit: float | None = None
 
 
-def page(record: RunRecord) -> str:
+def page(record: RunRecord, plan: PlanRecord | None = None, checks: Sequence[PredictionCheck] = ()) -> str:
     style = Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
-    return _environment().get_template("page.html.j2").render(style=style, **_context(record))
+    return _environment().get_template("page.html.j2").render(style=style, plan=_plan(plan, checks), **_context(record))
+
+
+def _plan(plan: PlanRecord | None, checks: Sequence[PredictionCheck]) -> dict[str, Any] | None:
+    if plan is None:
+        return None
+    chart = _drawn("plan", lambda width, key: chart_plan.ladder(plan, checks, width, key))
+    return {"record": plan, "checks": checks, "chart": chart}
 
 
 @cache

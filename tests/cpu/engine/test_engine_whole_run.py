@@ -66,6 +66,9 @@ def assert_held_to_account(record: RunRecord, runs: Path) -> None:
         assert screen is not None
         assert check.measured == screen.p50_ms
     assert "## Held to account" in (folder / "plan.md").read_text()
+    html = (folder / "report.html").read_text()
+    assert '<section id="plan">' in html
+    assert api.report(folder).read_text() == html
     table = api.calibrate([folder], runs=runs)
     assert record.id in table.source
     assert table == efficiency_table(runs)

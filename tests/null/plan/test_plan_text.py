@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
 from redline.records import PredictionCheck
+from redline.report import words
+from redline.report.chart_plan import ladder
 from redline.report.plan import plan_markdown, plan_text
 
 
@@ -44,3 +47,22 @@ def test_predictions_beside_measurements(plan_record: Any) -> None:
     check = PredictionCheck(step="engine", candidate="tensorrt fp16", trial="a", metric="P50 ms", predicted=1.5, measured=1.2)
     assert "| engine | tensorrt fp16 | P50 ms | 1.50 | 1.20 | +25% |" in plan_markdown(plan_record, [check])
     assert "Held to account" not in plan_markdown(plan_record)
+
+
+def test_the_report_draws_the_ladder_with_what_was_measured(plan_record: Any) -> None:
+    step = next(step for step in plan_record.ladder if step.key == "cuda-graph")
+    check = PredictionCheck(
+        step="cuda-graph",
+        candidate="tensorrt fp16",
+        trial="a",
+        metric="P50 ms",
+        predicted=step.p50_ms,
+        measured=2 * step.p50_ms,
+    )
+    drawn_wide = ladder(plan_record, [check], 520, "plan")
+    assert drawn_wide is not None
+    for one in plan_record.ladder:
+        assert (one.title in drawn_wide) == (one.p50_ms is not None)
+    assert drawn_wide.count('class="mark choice"') == 1
+    assert f"measured {words.ms(check.measured)}" in drawn_wide
+    assert ladder(replace(plan_record, ladder=()), [], 520, "plan") is None
