@@ -13,8 +13,11 @@ demo: install
 	$(BIN)/redline run demo/detector.toml
 	@sh tools/demo_service.sh "$(BIN)/redline" demo/detector.toml
 
-test: install lint
-	$(BIN)/python -m pytest
+# The linters run beside the tests, and speak after them if something is wrong.
+test: install
+	@mkdir -p build; $(MAKE) -s lint >build/lint.log 2>&1 & lint=$$!; \
+	$(BIN)/python -m pytest; tests=$$?; \
+	wait $$lint || { cat build/lint.log; exit 1; }; exit $$tests
 
 lint: install
 	$(BIN)/ruff check .

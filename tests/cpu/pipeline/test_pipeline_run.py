@@ -179,19 +179,17 @@ def test_nan_weights_fail_parity_and_nothing_crashes(tmp_path: Path, monkeypatch
     assert (only_run(spec) / "report.html").exists()
 
 
-def test_unlabelled_images_are_measured_by_agreement(onnx_model: str, tmp_path: Path) -> None:
+def test_an_onnx_file_is_its_own_baseline_and_unlabelled_images_are_measured_by_agreement(
+    onnx_model: str, tmp_path: Path
+) -> None:
     record = api.run(project(tmp_path, scenes=6, labelled=False, model=onnx_model), runs=tmp_path / "runs", progress=False)
+    assert record.baseline.candidate.runner == "onnxruntime"
+    assert record.model.origin == "onnx"
+    assert record.choice.candidate is not None
     assert record.data.boxes is None
     assert record.baseline.parity is not None
     assert record.baseline.parity.accuracy.kind == "agreement"
     assert record.baseline.parity.accuracy.ap == pytest.approx(1.0)
-
-
-def test_an_onnx_file_is_its_own_baseline(onnx_model: str, tmp_path: Path) -> None:
-    own = api.run(project(tmp_path, scenes=6, model=onnx_model), runs=tmp_path / "runs", progress=False)
-    assert own.baseline.candidate.runner == "onnxruntime"
-    assert own.model.origin == "onnx"
-    assert own.choice.candidate is not None
 
 
 def test_a_detector_that_returns_boxes_needs_no_nms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
