@@ -57,7 +57,7 @@ def one(log: Path) -> dict[str, Any]:
     with log.open("wb") as out:
         code = subprocess.run(["make", "demo"], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
     seconds, after = time.monotonic() - started, psutil.cpu_times()
-    whole = sum(after) - sum(before)
+    whole = (sum(after) - sum(before)) or 1.0  # a run that fails at once takes less than a tick
     text = log.read_text(encoding="utf-8", errors="replace")
     return {
         "exit": code,
