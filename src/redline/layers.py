@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redline.engine.cuts import Wiring, choose_cuts, wire
-from redline.engine.graph_facts import module_of, read_graph
+from redline.engine.graph_facts import read_graph
 from redline.engine.rounding import rounded_graph
 from redline.engine.segments import Look, look_by_outputs, run_segments
+from redline.nodes import module_of
 from redline.parity.layers import LayerError, layer_error, roundings, total_error
 from redline.records import LayerFault, LayerParity, LayerPoint, OnnxModel, Runner
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from redline.engine.cuts import Wiring, wire
-from redline.engine.graph_facts import module_of, read_graph
+from redline.engine.graph_facts import read_graph
 from redline.engine.segments import run_segments
+from redline.nodes import module_of
 from redline.records import HeldNode, LayerFault, LayerParity, OnnxModel
 
 if TYPE_CHECKING:

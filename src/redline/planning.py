@@ -49,6 +49,8 @@ NODE_GPUS = 8
 HEAVIEST = 8
 TIMED_IMAGES = 8
 FP32_BYTES = 4
+BOX_BYTES = 24
+"""A detection as tensors: four coordinates and a score in FP32, an int32 label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +83,11 @@ def make_plan(
 ) -> PlanRecord:
     """The plan of a network whose costs are known. Raises BadInput for a size that the graph does not take."""
     image, request_bytes = _image(spec, costs)
-    size = (1, image.height, image.width)
+    size, answer_bytes = (1, image.height, image.width), BOX_BYTES * spec.model.postprocess.max_detections
     case = Case(costs=costs, device=device, image=image, objective=spec.objective, table=table)
 
     def limits(kind: DeviceFacts, gpus: int, rate: float) -> NodeLimits:
-        return node_limits(kind, _node(asked, image, request_bytes, gpus, rate))
+        return node_limits(kind, _node(asked, image, request_bytes, answer_bytes, gpus, rate))
 
     with progress.stage(f"ladder on {device.title}"):
         steps = ladder(costs, device, image, table)
@@ -117,20 +119,29 @@ def make_plan(
 
 
 def model_costs(spec: Spec, facts: Path | None, folder: Path, store: Store, progress: Progress) -> ModelCosts:
-    """From a file of costs, from what a plan or run of this spec left, or from its graph: an ONNX file's own, or exported.
+    """From a file of costs, or from the model's graph; without torch, from what an earlier plan or run of this spec left.
 
-    Raises BadInput (plan.facts) for a file of costs that is none, and where there is neither torch nor costs.
+    What was left is no more than that: the model's code and weights may have changed under an unchanged spec.
+    Raises BadInput: plan.facts (a file that holds no costs), plan.no-torch (neither torch nor costs).
     """
+    from importlib.util import find_spec
+
     from redline.errors import StoreError
 
-    saved = facts or (folder / COSTS if (folder / COSTS).exists() else None)
-    if saved is not None:
+    needs_torch = spec.model.onnx is None and find_spec("torch") is None
+    left = folder / COSTS
+    if facts is None and needs_torch and left.exists():
+        progress.note(f"without torch the costs of an earlier plan are taken: {left}")
+        facts = left
+    if facts is not None:
         try:
-            return load(ModelCosts, _read(saved))
+            return load(ModelCosts, _read(facts))
         except StoreError as error:
-            if facts is not None:
-                fix = f"give the {COSTS} that `redline plan` or `redline run` left in runs/"
-                raise BadInput("plan.facts", f"{facts} holds no costs of a network", got=error.what, fix=fix) from error
+            fix = f"give the {COSTS} that `redline plan` or `redline run` left in runs/"
+            raise BadInput("plan.facts", f"{facts} holds no costs of a network", got=error.what, fix=fix) from error
+    if needs_torch:
+        fix = f'pip install "redline[torch]", or --facts with the {COSTS} of a machine that has it'
+        raise BadInput("plan.no-torch", "reading the model needs torch, which is not installed", fix=fix)
     from redline.plan.costs.read import read_costs
 
     return read_costs(_graph(spec, folder, store, progress))
@@ -138,13 +149,8 @@ def model_costs(spec: Spec, facts: Path | None, folder: Path, store: Store, prog
 
 def _graph(spec: Spec, folder: Path, store: Store, progress: Progress) -> Path:
     """The network's graph, exported as a run does: it is found there again."""
-    from importlib.util import find_spec
-
     from redline.prepare import export_graphs, load_subject
 
-    if find_spec("torch") is None and spec.model.onnx is None:
-        fix = f'pip install "redline[torch]", or --facts with the {COSTS} of a machine that has it'
-        raise BadInput("plan.no-torch", "reading the model needs torch, which is not installed", fix=fix)
     journal = Journal(folder / "journal.jsonl")
     with ThreadPoolExecutor(1) as aside:  # as in a run: torch's OpenMP pool ends with the thread
         subject = aside.submit(load_subject, spec, progress).result()
@@ -176,14 +182,17 @@ def write_plan(record: PlanRecord, folder: Path, scratch: Path, checks: Sequence
 def _device(wanted: str | None, environment: Environment) -> tuple[DeviceFacts, str]:
     if wanted is not None:
         return device_facts(wanted), "asked for"
-    if environment.gpus and (known := known_device(environment.gpus[0].split(",")[0])) is not None:
+    if environment.gpus and (known := known_device(environment.gpus[0])) is not None:
         return known, "this machine's"
     missing = "this machine's GPU is not in the table" if environment.gpus else "no GPU on this machine"
     return device_facts(REFERENCE), f"{missing}: the reference case's; --device names another"
 
 
 def _image(spec: Spec, costs: ModelCosts) -> tuple[Image, float]:
-    """The network's whole input, its host stages timed on this machine, and the mean bytes of an encoded image."""
+    """The network's whole input, its host stages timed on this machine, and the mean bytes of an encoded image.
+
+    Without an image at hand, an encoded one is taken as large as the input's pixels, which is a bound.
+    """
     height, width = spec.model.preprocess.size
     stride = spec.model.preprocess.stride
     height, width = (-(-side // stride) * stride for side in (height, width))
@@ -191,8 +200,9 @@ def _image(spec: Spec, costs: ModelCosts) -> tuple[Image, float]:
     files = _pictures(Path(spec.data.evaluate.images))
     sizes = [os.stat(file).st_size for file in files]
     host_ms, source = _timed(spec, files[:TIMED_IMAGES])
-    image = Image(height=height, width=width, host_ms=host_ms, source_bytes=source)
-    return image, statistics.mean(sizes) if sizes else 100_000.0
+    output_bytes = FP32_BYTES * costs.output_elements.at(1, height, width)
+    image = Image(height=height, width=width, host_ms=host_ms, source_bytes=source, output_bytes=output_bytes)
+    return image, statistics.mean(sizes) if sizes else 3.0 * height * width
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -219,12 +229,13 @@ def _timed(spec: Spec, files: Sequence[Path]) -> tuple[float | None, int]:
     return (statistics.median(times), largest) if times else (None, 0)
 
 
-def _node(asked: Asked, image: Image, request_bytes: float, gpus: int, rate: float) -> Node:
+def _node(asked: Asked, image: Image, request_bytes: float, answer_bytes: float, gpus: int, rate: float) -> Node:
     return Node(
         gpus=gpus,
         request_bytes=request_bytes,
         input_bytes=3 * image.height * image.width * FP32_BYTES,
         output_bytes=image.output_bytes,
+        answer_bytes=answer_bytes,
         decode="host",
         network_per_s=rate,
         host_cores=asked.cores,
@@ -269,7 +280,11 @@ def _bounds(network: Roofline | None) -> tuple[tuple[str, float], ...]:
 
 def _notes(network: Roofline | None, image: Image) -> tuple[str, ...]:
     found = list(network.notes) if network is not None else []
-    if image.host_ms is not None:
+    if image.host_ms is None:
+        found.append(
+            "no image at hand: the host's stages are not counted, and an encoded image is taken as large as its pixels"
+        )
+    else:
         text = f"decoding and preprocessing took {image.host_ms:.2f} ms an image on one core of this machine; "
         found.append(text + "post-processing on the host is not counted")
     return tuple(found)

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, shape_inference
 
 from redline.errors import TrialError
+from redline.nodes import module_of
 
 TYPES: dict[int, str] = {
     TensorProto.FLOAT: "fp32",
@@ -21,8 +22,6 @@ TYPES: dict[int, str] = {
     TensorProto.INT64: "int64",
     TensorProto.BOOL: "bool",
 }
-MODULE = "redline.module"
-"""Key of a node's metadata: what `export.exporters.tidy` keeps of where it came from."""
 FREE = frozenset({"Cast", "Constant", "Identity", "Shape", "Reshape", "Concat", "Slice", "Gather", "Unsqueeze", "Squeeze"})
 """Operators that move or describe data: their type follows their neighbours'."""
 
@@ -97,17 +96,6 @@ def _fact(node: Any, index: int, values: dict[str, Any], weights: dict[str, Any]
         module=module_of(node),
         output=node.output[0],
     )
-
-
-def module_of(node: onnx.NodeProto) -> str:
-    """As the exporter noted it; else as the names of weights or the path in the node's own name say."""
-    for entry in node.metadata_props:
-        if entry.key == MODULE:
-            return str(entry.value)
-    for name in node.input:
-        if name.endswith((".weight", ".bias")):
-            return str(name.rsplit(".", 1)[0])
-    return ".".join(node.name.strip("/").split("/")[:-1])
 
 
 def _flop(node: Any, values: dict[str, Any], weights: dict[str, Any]) -> float:

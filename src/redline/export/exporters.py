@@ -16,12 +16,11 @@ import torch
 from torch import nn
 
 from redline.errors import TrialError
+from redline.nodes import MODULE
 from redline.records import TensorFact
 from redline.zoo.fold import fold_batchnorm
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-MODULE = "redline.module"
-"""Metadata of a node: the module it came from."""
 WRAPPER = "net"
 """Attribute of `model.outputs.TupleOutputs` that holds the network."""
 OPSET = 18

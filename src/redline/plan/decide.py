@@ -85,16 +85,16 @@ def decide(
     if main is None:
         reason = f"a peak or the bandwidth of {case.device.title} is unknown: nothing can be computed"
         return Decision(answer="unknown", reason=reason, devices=tuple(cheapest), assumptions=(), advice=())
-    first = limits(case.device, main.gpus or most, main.full_per_gpu).first if main.full_per_gpu else None
+    known = limits(case.device, main.gpus or most, main.full_per_gpu).known if main.full_per_gpu else ()
+    wanted = case.objective.throughput
+    short = next((limit for limit in known if limit.resource != "network" and (limit.per_s or 0.0) < wanted), None)
     enough = main.gpus is not None and main.gpus <= most
-    short = first is not None and first.resource != "network" and first.per_s is not None
-    blocked = short and first is not None and (first.per_s or 0.0) < case.objective.throughput
     assumptions = _assumptions(case, main)
-    if enough and not blocked:
+    if enough and short is None:
         reason = f"{main.gpus} x {main.title} in FP16: {main.reason}"
         return Decision(answer="go", reason=reason, devices=tuple(cheapest), assumptions=assumptions, advice=())
-    if blocked and first is not None:
-        reason = f"{first.title} ends at {first.per_s:,.0f}/s: {first.formula}"
+    if short is not None:
+        reason = f"{short.title} ends at {short.per_s:,.0f}/s: {short.formula}"
     elif main.gpus is None:
         reason = f"{main.title} in FP16: {main.reason}"
     else:

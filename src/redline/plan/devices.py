@@ -61,10 +61,9 @@ def device(name: str) -> DeviceFacts:
 
     Raises BadInput (plan.device) for one that is not in the table, with the nearest that is.
     """
-    index = _index()
-    key = _key(name)
-    if key in index:
-        return index[key]
+    found, index, key = known_device(name), _index(), _key(name)
+    if found is not None:
+        return found
     close = difflib.get_close_matches(key, index, n=1, cutoff=NEAR)
     fix = f"did you mean {index[close[0]].name}?" if close else "take one of the table"
     raise BadInput("plan.device", "no such device in the table", got=name, allowed=", ".join(_table()), fix=fix)

@@ -62,7 +62,7 @@ class Image:
     width: int
     """Of the network's input, pixels."""
     host_ms: float | None = None
-    """Decode, pre- and post-processing on one host core; None: nobody measured it, and the ladder leaves it out."""
+    """Decoding and preprocessing on one host core; None: nobody measured it, and the ladder leaves it out."""
     source_bytes: int = 0
     """Of the decoded uint8 image; 0: as large as the network's input."""
     output_bytes: int = 0

@@ -109,10 +109,11 @@ def _on_gpu(device: DeviceFacts, node: Node) -> NodeLimit:
 
 def _nic(node: Node) -> NodeLimit:
     """Requests in and answers out are separate directions: the busier one counts."""
-    title, size = "network card", max(node.request_bytes, node.output_bytes)
+    answer = node.output_bytes if node.answer_bytes is None else node.answer_bytes
+    title, size = "network card", max(node.request_bytes, answer)
     if node.nic_gbit_s is None:
         return _unknown("nic", title, "the network card's Gbit/s")
-    way = "in" if node.request_bytes >= node.output_bytes else "out"
+    way = "in" if node.request_bytes >= answer else "out"
     per_s = node.nic_gbit_s * GIGA / BITS / size
     return _known("nic", title, per_s, f"{node.nic_gbit_s:g} Gbit/s / 8 / {_size(size)} {way}")
 
@@ -151,9 +152,9 @@ def _check(device: DeviceFacts, node: Node) -> None:
     for name in ("network_per_s", "host_cores", "decode_ms", "jpeg_per_s", "nic_gbit_s", "gpus_per_switch", "switch_gb_s"):
         if getattr(node, name) is not None:
             _positive(name, getattr(node, name))
-    for name in ("output_bytes", "nvlink_bytes"):
+    for name in ("output_bytes", "answer_bytes", "nvlink_bytes"):
         value = getattr(node, name)
-        if not (math.isfinite(value) and value >= 0):
+        if value is not None and not (math.isfinite(value) and value >= 0):
             raise BadInput("plan.node", f"{name} is not a size", got=value, allowed="0 or more")
     if node.nvlink_bytes > 0 and device.nvlink_gb_s.value == 0:
         what = f"{device.name} has no NVLink"

@@ -188,6 +188,8 @@ class ModelCosts:
     """sha256, hex, of the ONNX file."""
     size: tuple[int | None, int | None, int | None]
     """N, H, W that the graph fixes; None where it is free."""
+    output_elements: Size
+    """Floating-point values of its outputs."""
     parameters: int
     """Floating-point weights, each once however often it is used."""
     layers: tuple[LayerCost, ...]

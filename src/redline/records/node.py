@@ -19,7 +19,7 @@ class Node:
     input_bytes: float
     """The tensor of one image that the network reads."""
     output_bytes: float
-    """What comes back of one image."""
+    """The network's outputs of one image, which come back from the GPU."""
     decode: DecodePlace = "host"
     """Where a JPEG becomes pixels: on the host the tensor crosses PCIe, on the GPU the JPEG does; "none": tensors are sent."""
     network_per_s: float | None = None
@@ -36,6 +36,8 @@ class Node:
     """GPUs behind one PCIe switch; 1: each has the root's link for itself."""
     switch_gb_s: float | None = None
     """One direction of a switch's link to the root; None: as fast as one GPU's link."""
+    answer_bytes: float | None = None
+    """What is sent back over the network card; None: the outputs themselves."""
     nvlink_bytes: float = 0.0
     """Bytes of one image that go from one GPU to another."""
 

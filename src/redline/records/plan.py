@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from redline.records.node import NodeLimits
-from redline.records.simulation import FleetAnswer
 from redline.records.spec import Objective
 
 StepKey = Literal[
@@ -142,7 +141,6 @@ class PlanRecord:
     """Share of the network's expected time by what bounds it."""
     limits: NodeLimits | None
     decision: Decision
-    fleet: FleetAnswer | None = None
     notes: tuple[str, ...] = ()
 
 

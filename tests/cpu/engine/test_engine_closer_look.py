@@ -13,8 +13,8 @@ from fake_tensorrt import FakeTensorRT
 
 from redline import api
 from redline.engine import devices, tensorrt_versions
-from redline.engine.graph_facts import module_of
 from redline.errors import BadInput
+from redline.nodes import module_of
 from redline.records import RunRecord, Trial
 
 MODULE = "down.2"

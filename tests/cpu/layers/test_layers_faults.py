@@ -13,9 +13,9 @@ import pytest
 from detector_graphs import Graphs, compiled, narrow_sums, planted
 
 from redline.engine.cuts import wire
-from redline.engine.graph_facts import module_of
 from redline.engine.segments import run_segments
 from redline.layers import compare_layers
+from redline.nodes import module_of
 from redline.records import LayerParity, OnnxModel
 
 Get = Callable[[str], Graphs]

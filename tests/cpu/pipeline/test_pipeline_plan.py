@@ -42,7 +42,8 @@ def test_a_plan_leaves_its_record_its_page_and_the_costs(spec: Path, planned: Pl
     assert planned.decision.answer == "go"
     assert [step.key for step in planned.ladder][-2:] == ["batching", "more-gpus"]
     assert planned.limits is not None
-    assert {"jpeg-host", "h2d"} <= {limit.resource for limit in planned.limits.known}
+    assert {"jpeg-host", "h2d", "d2h"} <= {limit.resource for limit in planned.limits.known}
+    assert planned.limits.node.output_bytes == 4 * 2100 * (5 + 6), "anchors of 320 x 320 at strides 8, 16 and 32; 6 classes"
     assert load(PlanRecord, (folder(spec) / "plan.json").read_bytes()) == planned
     costs = load(ModelCosts, (folder(spec) / "costs.json").read_bytes())
     assert planned.gflop == pytest.approx(2 * costs.macs(1, 320, 320) / 1e9)
@@ -80,6 +81,13 @@ def test_an_unknown_device_is_refused_with_the_nearest(spec: Path, planned: Plan
     with pytest.raises(BadInput, match="no such device") as refused:
         api.plan(spec, runs=spec.parent / "runs", device="a100-8", progress=False)
     assert "a100-80" in str(refused.value.fix)
+
+
+def test_costs_that_an_earlier_plan_left_are_not_taken_for_the_models_own(spec: Path, planned: PlanRecord) -> None:
+    (folder(spec) / "costs.json").write_text("{}")
+    again = api.plan(spec, runs=spec.parent / "runs", device="h100", cores=16, progress=False)
+    assert again.graph_digest == planned.graph_digest
+    assert load(ModelCosts, (folder(spec) / "costs.json").read_bytes()).graph_digest == planned.graph_digest
 
 
 def test_a_file_that_holds_no_costs_is_refused(spec: Path, tmp_path: Path) -> None:

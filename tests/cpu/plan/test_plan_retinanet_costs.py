@@ -71,6 +71,7 @@ def test_retinanet_counts_are_those_published(retinanet: ModelCosts) -> None:
     assert f"{retinanet.macs(1, 800, 800) / 1e9:.2f}" == "151.54", "torchvision's own figure, in GMAC"
     assert f"{retinanet.macs(1, 640, 640) / 1e9:.1f}" == "96.9"
     assert retinanet.macs(7, 800, 800) == 7 * retinanet.macs(1, 800, 800)
+    assert retinanet.output_elements.at(1, 800, 800) == 120_087 * (91 + 4), "anchors by classes and coordinates"
     assert round(retinanet.parameters / 1e6, 1) == 34.0
     assert sum(layer.macs.text != "0" for layer in retinanet.layers) == 111
     assert not retinanet.unsized

@@ -80,4 +80,13 @@ def costs(
         for name, kind, macs, moved, weights in parts
     )
     layers = tuple(layer(name, kind, macs) for name, kind, macs, _, _ in parts)
-    return ModelCosts(graph_digest="0" * 64, size=size, parameters=0, layers=layers, groups=groups, unknown=unknown, unsized=())
+    return ModelCosts(
+        graph_digest="0" * 64,
+        size=size,
+        output_elements=Size("10*N"),
+        parameters=0,
+        layers=layers,
+        groups=groups,
+        unknown=unknown,
+        unsized=(),
+    )

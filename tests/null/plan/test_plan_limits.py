@@ -72,6 +72,12 @@ def test_answers_larger_than_requests_leave_by_the_same_card():
     assert nic.formula.endswith("1 MB out = 3,125/s")
 
 
+def test_the_outputs_cross_pcie_and_the_answer_the_network_card():
+    found = per_s(node_limits(device("a100"), replace(NODE, output_bytes=45.6e6, answer_bytes=2400.0)))
+    assert found["d2h"] == pytest.approx(8 * 32e9 / 45.6e6)
+    assert found["nic"] == pytest.approx(25e9 / 8 / 125e3), "the request is the larger of the two"
+
+
 def test_what_is_not_known_is_listed_with_what_is_missing():
     bare = Node(gpus=2, request_bytes=1e5, input_bytes=1e6, output_bytes=1e4)
     found = node_limits(device("h100"), bare)

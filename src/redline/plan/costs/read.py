@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from redline.errors import BadInput
+from redline.nodes import module_of
 from redline.plan.costs.algebra import Expr, number, product, total
 from redline.plan.costs.fuse import Group, Work, fused
 from redline.plan.costs.operators import ALIASES, BODIES, FREE, MATRICES, MOVES, POINTWISE, POOLS, PRODUCTS, REDUCTIONS
@@ -17,8 +18,6 @@ from redline.plan.costs.rules import Shape
 from redline.plan.costs.sizes import FLOATS, Sizes, read_sizes
 from redline.records.cost import FusionGroup, Kind, LayerCost, ModelCosts, Size, UnknownOperator
 
-MODULE = "redline.module"
-"""Key of a node's metadata: the exporter's note of where it came from."""
 WIDTHS = {"FLOAT": 4, "DOUBLE": 8, "INT64": 8, "UINT64": 8, "INT32": 4, "UINT32": 4, "INT16": 2, "UINT16": 2}
 """Bytes of an element; 1 for the rest."""
 ASSUMED = "outputs of unknown size are taken to be no larger than all inputs together"
@@ -70,6 +69,7 @@ def _costs(graph: onnx.GraphProto, sizes: Sizes, digest: str) -> ModelCosts:
     return ModelCosts(
         graph_digest=digest,
         size=sizes.free,
+        output_elements=_size(_elements((value.name for value in graph.output), sizes)),
         parameters=sum(math.prod(weight.dims) for weight in weights),
         layers=tuple(layers),
         groups=tuple(_group(group, layers, sizes) for group in groups),
@@ -98,7 +98,7 @@ def _layer(node: onnx.NodeProto, name: str, sizes: Sizes) -> tuple[LayerCost, bo
         name=name,
         operator=f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type,
         kind=kind if node.domain in ("", "ai.onnx") else "unknown",
-        module=_module(node),
+        module=module_of(node),
         output=outputs[0],
         macs=_size(_macs(node, shape, made, weight, bool(attributes.get("transA")))),
         input_elements=_size(_elements(inputs, sizes)),
@@ -223,14 +223,3 @@ def _sum(parts: Iterable[Size]) -> Size:
             counted[part.text] = counted.get(part.text, 0) + 1
     texts = [text if count == 1 else f"{count}*({text})" for text, count in counted.items()]
     return Size(" + ".join(texts) or "0")
-
-
-def _module(node: onnx.NodeProto) -> str:
-    """As the exporter noted it; else as the names of weights or the path in the node's own name say."""
-    for entry in node.metadata_props:
-        if entry.key == MODULE:
-            return str(entry.value)
-    for name in node.input:
-        if name.endswith((".weight", ".bias")):
-            return str(name.rsplit(".", 1)[0])
-    return ".".join(node.name.strip("/").split("/")[:-1])
