@@ -23,14 +23,16 @@ from redline.store import dump, load
 from redline.zoo import retinanet as zoo
 
 IMAGENET = {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "channels": "rgb"}
+STEM = "-stem"
+"""An FP16 graph whose stem stays in FP32."""
 WIDTH = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
 TORCHVISION = Postprocess(score=0.05, iou=0.5, max_detections=300, candidates_per_level=1000)
 
 
 def spec(name: str, weights: Path) -> ModelSpec:
-    """retina91: random weights, speed only; retina4: BCCD; yolox640, yolox416: COCO."""
+    """retina91: random weights, speed only; retina4: BCCD; yolox640, yolox416: COCO; a name that ends in -stem: `stem_of`."""
     if name.startswith("yolox"):
-        size = int(name[5:])
+        size = int(name.removesuffix(STEM)[5:])
         return ModelSpec(
             factory="redline.zoo:yolox_nano",
             weights=str(weights / "yolox_nano_fused_state_dict.pt"),
@@ -82,10 +84,17 @@ def prepared(name: str, source: Detector, folder: Path) -> tuple[OnnxModel, Onnx
     hw: Any = {"retina4": (640, 864)}.get(name, source.preprocess.size)
     if name not in VARIANTS:
         full = export_onnx(source, folder, input_hw=hw)
-        return full, export_half(full, folder)
+        return full, export_half(full, folder, wide_nodes=stem_of(full) if name.endswith(STEM) else ())
     full = export_variant(name, source, folder, (1, 3, *hw))
     half = export_half(full, folder, keep_outputs=not is_native(name))
     return full, narrow_input(half) if is_native(name) else half
+
+
+def stem_of(network: OnnxModel) -> list[str]:
+    """The nodes up to the second convolution: what works on pixels of 0 to 255, the largest numbers of YOLOX."""
+    nodes = onnx.load(network.path, load_external_data=False).graph.node
+    second = [index for index, node in enumerate(nodes) if node.op_type == "Conv"][1]
+    return [node.name for node in nodes[:second]]
 
 
 def roof_ms(model: OnnxModel, shape: tuple[int, ...], peak_flops: float, bytes_per_second: float) -> float:

@@ -83,11 +83,10 @@ def retina_wide(bench: Bench) -> None:
     time_engine(bench, "retina91", "fp16", build, shape, scale=NORMAL)
 
 
-def wide_types(bench: Bench) -> None:
-    """FP32 and TF32 engines, one shape."""
-    for precision in ("tf32", "fp32"):
-        build = bench.engine("retina91", precision, [RETINA], level=2)
-        time_engine(bench, "retina91", precision, build, RETINA, scale=NORMAL)
+def wide_type(bench: Bench, precision: str) -> None:
+    """An FP32 or TF32 engine, one shape."""
+    build = bench.engine("retina91", precision, [RETINA], level=2)
+    time_engine(bench, "retina91", precision, build, RETINA, scale=NORMAL)
 
 
 def yolox_build(bench: Bench, shape: Shape) -> EngineBuild:
@@ -95,6 +94,34 @@ def yolox_build(bench: Bench, shape: Shape) -> EngineBuild:
     build = bench.engine("yolox640", "fp16", [shape])
     time_engine(bench, "yolox640", "fp16", build, shape, scale=1.0)
     return build
+
+
+def pair_of_profiles(bench: Bench, name: str, shape: Shape, **how: Any) -> EngineBuild:
+    """One engine with two profiles: batch 1, and batches of 1 to 32 tuned for 32."""
+    return bench.engine(name, "fp16", [shape, (32, *shape[1:])], low=2, **how)
+
+
+def retina_two(bench: Bench) -> None:
+    build = pair_of_profiles(bench, "retina91", RETINA)
+    for count in (1, 4, 8, 16, 32, 1):
+        time_engine(bench, "retina91", "fp16", build, (count, *RETINA[1:]), scale=NORMAL)
+    for count in (1, 32):
+        time_torch(bench, "retina91", "fp16", (count, *RETINA[1:]), scale=NORMAL, compiled=True, seconds=4)
+    check(bench, "retina91", build, images(RETINA, NORMAL))
+    inspect(bench, "retina91", build, images(RETINA, NORMAL))
+
+
+def yolox_two(bench: Bench, shape: Shape, name: str) -> None:
+    build = pair_of_profiles(bench, name, shape)
+    for count in (1, 32, 1):
+        time_engine(bench, name, "fp16", build, (count, *shape[1:]), scale=1.0)
+    for count in (1, 32):
+        time_torch(bench, name, "fp16", (count, *shape[1:]), scale=1.0, compiled=True, seconds=4)
+    for precision in ("fp32", "tf32"):
+        time_torch(bench, name, precision, shape, scale=1.0, seconds=3)
+    accuracy(bench, name.replace("640", str(shape[2])), "coco", build)
+    check(bench, name, build, images(shape, 1.0))
+    inspect(bench, name, build, images(shape, 1.0))
 
 
 def yolox(bench: Bench, shape: Shape) -> None:
@@ -165,7 +192,10 @@ def given_graph(path: Path, like: OnnxModel) -> OnnxModel:
     return replace(like, path=str(path), digest=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def mix(bench: Bench) -> None:
+KINDS = ("dynamic", "bucketed", "exact")
+
+
+def mix(bench: Bench, kinds: tuple[Any, ...] = KINDS) -> None:
     """A histogram of real photographs on YOLOX-Nano: exact shapes, buckets, one dynamic profile; requests one at a time."""
     counted: dict[tuple[int, int], int] = {}
     for path in sorted((bench.given.data / "coco").iterdir()):
@@ -176,8 +206,9 @@ def mix(bench: Bench) -> None:
     traffic = Traffic(
         shapes=tuple(ShapeShare(height=h, width=w, share=n / total) for (h, w), n in ordered), origin="coco_val61"
     )
-    preprocess = Preprocess(size=(640, 640), channels="bgr")
-    for kind in ("dynamic", "bucketed", "exact"):
+    # A stride of 64 leaves 8 shapes of these photographs, so that each can have a profile of its own.
+    preprocess = Preprocess(size=(640, 640), channels="bgr", stride=64)
+    for kind in kinds:
         chosen = choose_profiles(traffic, preprocess, kind, batch=1)
         policy: Any = tuple(sorted(chosen.shapes, key=lambda hw: (hw[0] * hw[1], hw))) if kind == "bucketed" else "minimal"
         options = BuildOptions(precision="fp16", profiles=chosen.profiles, optimization_level=2)
@@ -227,12 +258,19 @@ def requests(bench: Bench, build: EngineBuild, sizes: list[tuple[int, int]]) -> 
 
 PHASES: dict[str, Any] = {
     "warm": warm, "warm_yolox": warm_yolox, "retina_build": retina_build, "retina_rebuild": retina_rebuild, "retina": retina,
-    "retina_many": retina_many, "retina_wide": retina_wide, "wide_types": wide_types, "bccd": bccd,
+    "retina_many": retina_many, "retina_wide": retina_wide, "bccd": bccd,
+    "wide_tf32": partial(wide_type, precision="tf32"), "wide_fp32": partial(wide_type, precision="fp32"),
     "packed": lambda bench: moonshot(bench, "packed"), "native": lambda bench: moonshot(bench, "native"),
     "packed_native": lambda bench: moonshot(bench, "packed-native"),
     "rows_native": lambda bench: moonshot(bench, "rows-native"),
     "half_outputs": half_outputs, "converters": converters, "mix": mix,
     "pair": lambda bench: pair(bench, retina_build(bench), images(RETINA, NORMAL)),
+    "retina_two": retina_two,
+    **{
+        f"yolox_two_{shape[2]}{end}": partial(yolox_two, shape=shape, name=f"yolox640{end}")
+        for shape in YOLOX for end in ("", "-stem")
+    },
+    **{f"mix_{kind}": partial(mix, kinds=(kind,)) for kind in KINDS},
     **{f"yolox_build_{shape[2]}": partial(yolox_build, shape=shape) for shape in YOLOX},
     **{f"yolox_{shape[2]}": partial(yolox, shape=shape) for shape in YOLOX},
     **{f"yolox_many_{shape[2]}": partial(yolox_many, shape=shape) for shape in YOLOX},

@@ -49,6 +49,10 @@ RUNS = 2000
 Shape = tuple[int, ...]
 
 
+class BuiltOnly(Exception):
+    """What a phase was to do is done: its engine and timings are in the store."""
+
+
 class Bench:
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
@@ -106,6 +110,8 @@ class Bench:
             engine_layers=len(proof.layers), tactics=dict(seen.most_common(12)), warnings=build.warnings[:5],
             clock=self.clock.summary() if self.clock else None,
         )  # fmt: skip
+        if self.given.build_only:
+            raise BuiltOnly
         return build
 
     def runner(self, build: EngineBuild, **how: Any) -> TensorRTRunner:
@@ -223,6 +229,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, required=True)
     options.add_argument("--clock", action="store_true", help="say where a build's time goes (it costs a little)")
     options.add_argument("--how", choices=("free", "asked", "typed", "few"), default="asked", help="see gpu_builds.py")
+    options.add_argument("--build-only", action="store_true", help="a phase ends with its first build")
     options.add_argument("--timings", type=Path, help="a timing cache to begin with")
     options.add_argument("--level", type=int, help="optimisation level of every build; default: each phase's own")
     given = options.parse_args()
@@ -233,6 +240,8 @@ def main() -> None:
         bench.phase, bench.rows = phase, []
         try:
             PHASES[phase](bench)
+        except BuiltOnly:
+            continue
         except Exception as error:  # a phase that fails must not take the others' device time along
             traceback.print_exc()
             bench.note(what="failure", error=f"{type(error).__name__}: {error}"[:600])

@@ -16,7 +16,8 @@ SEED = 2_000_000
 """A series of scenes of its own, apart from those the demo detector was trained and chosen on."""
 FACTORY = "redline.zoo:demo"
 SIZE = (320, 320)
-P95_MS = 150.0
+P95_MS = 300.0
+"""Some twenty times what a quiet laptop needs: a newcomer's is seldom quiet."""
 THROUGHPUT = 40.0
 MAP_DROP_PCT = 0.5
 MINUTES = 0.5
