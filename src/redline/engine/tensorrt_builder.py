@@ -12,7 +12,7 @@ from redline.engine.graph_facts import NodeFact, narrow_nodes, node_facts, read_
 from redline.engine.tensorrt_graph import portable
 from redline.engine.tensorrt_lint import lint, require_clean
 from redline.engine.tensorrt_log import make_logger
-from redline.engine.tensorrt_proof import layer_facts, prove
+from redline.engine.tensorrt_proof import layer_facts, prove, typed_once
 from redline.errors import TrialError
 from redline.records import TensorFact
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from redline.engine.tensorrt_log import Log
     from redline.engine.tensorrt_versions import Library
-    from redline.records import BuildOptions, PrecisionProof
+    from redline.records import BuildOptions, EngineProfile, PrecisionProof
 
 OnPhase = Callable[[str, int, int], None]
 """Told (phase, step, steps) of a running build."""
@@ -99,10 +99,30 @@ def build_plan(
 def prove_precision(
     library: Library, engine: trt.ICudaEngine, options: BuildOptions, nodes: tuple[NodeFact, ...]
 ) -> PrecisionProof:
-    """Read the inspector of a loaded engine."""
+    """Read the inspector of a loaded engine; a profile with open axes has types only in a context with a shape."""
+    open_axes = [profile for profile in options.profiles if profile.minimum != profile.maximum]
+    read = [layer_facts(_inspected(library, engine, profile), nodes) for profile in (None, *open_axes)]
+    return prove(options.precision, typed_once(read), nodes)
+
+
+def _inspected(library: Library, engine: trt.ICudaEngine, profile: EngineProfile | None) -> str:
+    """The inspector's JSON, of the whole engine or of a context at the optimum of `profile`."""
     inspector = engine.create_engine_inspector()
+    context = None
+    if profile is not None and (context := engine.create_execution_context()) is not None:
+        from redline.engine import cuda
+
+        stream = cuda.Stream()
+        context.set_optimization_profile_async(profile.index, stream.address)
+        stream.wait()
+        stream.close()
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        mode = library.module.TensorIOMode.INPUT
+        context.set_input_shape(next(name for name in names if engine.get_tensor_mode(name) == mode), profile.optimum)
+        inspector.execution_context = context
     text = inspector.get_engine_information(library.module.LayerInformationFormat.JSON)
-    return prove(options.precision, layer_facts(text, nodes), nodes)
+    del inspector, context
+    return str(text)
 
 
 def _add_profiles(

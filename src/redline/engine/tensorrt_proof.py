@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from redline.records import LayerFact, PrecisionProof
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from redline.engine.graph_facts import NodeFact
     from redline.records.spec import Precision
 
@@ -47,6 +49,16 @@ def layer_facts(text: str, nodes: tuple[NodeFact, ...]) -> tuple[LayerFact, ...]
     """
     flop = {node.name: node.flop for node in nodes}
     return tuple(_layer(layer, flop) for layer in inspector_layers(text))
+
+
+def typed_once(readings: Sequence[tuple[LayerFact, ...]]) -> tuple[LayerFact, ...]:
+    """Each layer of several readings of one engine once: as the first reading that gives its type has it."""
+    found: dict[str, LayerFact] = {}
+    for layer in (layer for layers in readings for layer in layers):
+        known = found.get(layer.name)
+        if known is None or (known.precision == "unknown" and layer.precision != "unknown"):
+            found[layer.name] = layer
+    return tuple(found.values())
 
 
 def prove(asked: Precision, layers: tuple[LayerFact, ...], nodes: tuple[NodeFact, ...]) -> PrecisionProof:

@@ -303,7 +303,19 @@ class Engine:
             for node in self.model.graph.node
             if node.input
         ]
-        return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": layers}))
+        return Inspector(layers, all(low == high for low, _, high in self.profiles))
+
+
+class Inspector:
+    """As in 8.6: what can have several shapes has a type only in a context that has one."""
+
+    def __init__(self, layers: list[dict[str, Any]], fixed: bool) -> None:
+        self.layers, self.fixed = layers, fixed
+        self.execution_context: Any = None
+
+    def get_engine_information(self, form: Any) -> str:
+        known = self.fixed or (self.execution_context is not None and self.execution_context.shape)
+        return json.dumps({"Layers": self.layers if known else [{**layer, "Inputs": []} for layer in self.layers]})
 
 
 class Context:

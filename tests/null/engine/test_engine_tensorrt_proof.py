@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from redline.engine.tensorrt_proof import ALLOWED_SHARE, inspector_layers, layer_facts, prove, untyped
+from redline.engine.tensorrt_proof import ALLOWED_SHARE, inspector_layers, layer_facts, prove, typed_once, untyped
 
 
 @dataclass
@@ -126,3 +126,12 @@ def test_ahead_of_time_the_graphs_own_types_stand_and_prove_nothing() -> None:
     proof = untyped("fp16", NODES, "no GPU")
     assert (dict(proof.shares), proof.proved, proof.layers) == ({"fp16": 1.0}, False, ())
     assert proof.note.startswith("no GPU;")
+
+
+def test_a_layer_takes_its_type_from_the_reading_that_knows_it() -> None:
+    def reading(**types: str) -> tuple[Any, ...]:
+        told = [{"Name": name, "Inputs": [{"Format/Datatype": kind}] if kind else []} for name, kind in types.items()]
+        return layer_facts(json.dumps({"Layers": told}), ())
+
+    found = typed_once([reading(a="FP16", b="", c=""), reading(a="FP32", b="FP16"), reading(b="FP32", d="INT8")])
+    assert [(layer.name, layer.precision) for layer in found] == [("a", "fp16"), ("b", "fp16"), ("c", "unknown"), ("d", "int8")]
