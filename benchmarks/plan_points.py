@@ -86,7 +86,7 @@ def points(files: Sequence[Path], how: str = "tensorrt") -> list[Point]:
 
 def kernels(costs: ModelCosts, model: str, on: str, files: Sequence[Path]) -> tuple[KernelTime, ...]:
     """Of the model's engine on a device, if its layers were timed."""
-    mine = {(file, row["what"]): row for file, name, row in rows(files) if (row.get("model"), name) == (model, on)}
+    mine = {(file, row.get("what")): row for file, name, row in rows(files) if (row.get("model"), name) == (model, on)}
     listed_in = next((file for file, what in mine if what == "layers" and "columns" in mine[file, what]), None)
     if listed_in is None:
         return ()
