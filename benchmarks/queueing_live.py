@@ -29,7 +29,7 @@ from redline.measure.load import closed_loop, intended_times, open_loop
 from redline.plan.queueing import state as at
 from redline.plan.queueing.paths import trial
 from redline.plan.queueing.rate import STUDENT
-from redline.records import LatencyCurve, Load, ServedPath, Serving, ShapeLoad
+from redline.records import LatencyCurve, Load, ServedPath, ShapeLoad
 from redline.serve.names import model_name
 from redline.served import ServedLive
 from serving_case import Case, demo_case, parser, watched, write
@@ -67,7 +67,8 @@ def main() -> int:
 
 
 def served(case: Case, instances: int) -> Any:
-    return case.served(case.served_candidate(threads=1, batch=BATCH, concurrency=instances, serving=Serving()))
+    """At one input size whatever the run chose, and whether or not it chose: one curve tells of all requests."""
+    return case.served(case.fused(threads=1, batch=BATCH, concurrency=instances))
 
 
 def times_of(live: ServedLive, before: Counter[tuple[int, str]]) -> tuple[dict[int, float], Counter[tuple[int, str]]]:

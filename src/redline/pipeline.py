@@ -20,10 +20,11 @@ from redline.plan.candidates import Abilities, Space, space
 from redline.plan.serving import served_space
 from redline.prepare import Graphs, Subject, export_graphs, load_subject, run_id
 from redline.progress import Progress
-from redline.records import SCHEMA_VERSION, Choice, DataFacts, Environment, Refusal, RunRecord, Served, Spec, Trial
+from redline.records import SCHEMA_VERSION, Choice, DataFacts, Environment, Pruned, Refusal, RunRecord, Served, Spec, Trial
 from redline.report import write_report
 from redline.serve.environment import SERVER_VERSION
 from redline.served import Host
+from redline.steering import by_plan, by_trials
 from redline.store import Journal, Store, dump
 from redline.store.disk import write_file
 from redline.tune.choose import choose
@@ -64,9 +65,10 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
     minutes = spec.budget.minutes * (1 - SERVED_SHARE if host is not None else 1.0)
     baseline = candidates.baseline
     bench = Workbench(subject, graphs, baseline, store, journal, environment, progress, salt, minutes=minutes, gpus=gpus)
-    notes: list[str] = []
+    notes, pruned = list[str](), list[Pruned]()
+    guide = by_plan(spec, candidates, folder, runs, environment) if gpus is not None else None
     try:
-        trials = search(candidates, bench, spec.objective, notes.append)
+        trials = search(candidates, bench, spec.objective, notes.append, guide=guide, prune=pruned.append)
         choice, trials = choose(trials, bench, spec.objective, bench.noise)
         trials = bench.complete(trials)
         served = _through_server(bench, host, trials, choice, spec, environment) if host is not None else None
@@ -75,7 +77,8 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
         bench.close()
         if host is not None:
             host.close()
-    record = replace(record, served=served, id=folder.name, started=started, seconds=time.perf_counter() - clock)
+    seconds = time.perf_counter() - clock
+    record = replace(record, served=served, id=folder.name, started=started, seconds=seconds, pruned=tuple(pruned))
     write_file(folder / "run.json", dump(record, indent=2), store.scratch)
     checks = hold_to_account(planned, record, folder, store) if planned is not None else ()
     write_report(record, folder, planned, checks)
@@ -106,9 +109,10 @@ def _through_server(
     space = served_space(trials, choice.candidate, spec.objective, environment.cores)
     if space is None:
         return None
-    notes: list[str] = []
+    notes, pruned = list[str](), list[Pruned]()
     bench.through(host, SERVED_SHARE * spec.budget.minutes)
-    found = search(space, bench, spec.objective, notes.append, climbs=1)
+    guide = by_trials(spec.objective, trials)
+    found = search(space, bench, spec.objective, notes.append, climbs=1, guide=guide, prune=pruned.append)
     best, found = choose(found, bench, spec.objective, bench.noise)
     winner = next((trial for trial in trials if trial.digest == choice.trial), None)
     return Served(
@@ -117,6 +121,7 @@ def _through_server(
         choice=best,
         in_process=None if winner is None else winner.confirmation or winner.objective_load,
         notes=tuple(notes),
+        pruned=tuple(pruned),
     )
 
 

@@ -193,16 +193,20 @@ def _image(spec: Spec, costs: ModelCosts) -> tuple[Image, float]:
 
     Without an image at hand, an encoded one is taken as large as the input's pixels, which is a bound.
     """
-    height, width = spec.model.preprocess.size
-    stride = spec.model.preprocess.stride
-    height, width = (-(-side // stride) * stride for side in (height, width))
-    height, width = costs.size[1] or height, costs.size[2] or width
+    height, width = input_hw(spec, costs)
     files = _pictures(Path(spec.data.evaluate.images))
     sizes = [os.stat(file).st_size for file in files]
     host_ms, source = _timed(spec, files[:TIMED_IMAGES])
     output_bytes = FP32_BYTES * costs.output_elements.at(1, height, width)
     image = Image(height=height, width=width, host_ms=host_ms, source_bytes=source, output_bytes=output_bytes)
     return image, statistics.mean(sizes) if sizes else 3.0 * height * width
+
+
+def input_hw(spec: Spec, costs: ModelCosts) -> tuple[int, int]:
+    """Height and width of the network's whole input, pixels."""
+    stride = spec.model.preprocess.stride
+    height, width = (-(-side // stride) * stride for side in spec.model.preprocess.size)
+    return costs.size[1] or height, costs.size[2] or width
 
 
 def _pictures(folder: Path) -> list[Path]:

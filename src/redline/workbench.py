@@ -14,7 +14,7 @@ from redline.examining import Examiner
 from redline.gpus import GpuHost, watched
 from redline.inspecting import Inspector
 from redline.live import Live, candidate_profiles, identity, open_live, order_of, request_mix
-from redline.measure.knee import find_knee
+from redline.measure.knee import GROWTH, find_knee
 from redline.measure.load import closed_loop, open_loop
 from redline.measure.verdict import judge_latency, noise_pilot, on_time
 from redline.measure.warm import warm_up
@@ -63,6 +63,8 @@ ATTEMPTS = 3
 """A load whose generator was late, or whose GPU was throttled, says nothing: it is measured again, so often at the most."""
 CLIMB_SHARE = 0.5
 """Share of the budget after which the climb stops, so that the finalists can be measured."""
+NEAR = 1.1
+"""First step of the search for a knee whose place the simulation tells."""
 PILOT_LOAD = 0.5
 """The A/A pilot runs at the objective's rate, or at this share of the capacity if that is less."""
 
@@ -188,8 +190,8 @@ class Workbench:
     def judge(self, load: Load) -> Verdict:
         return judge_latency(load, p95_ms=self._objective.p95_ms, noise=self._noise, rate=self._objective.throughput)
 
-    def knee(self, candidate: Candidate, *, capacity: float) -> Knee:
-        """Search between 5 % and 110 % of the screened capacity."""
+    def knee(self, candidate: Candidate, *, capacity: float, expected: float | None = None) -> Knee:
+        """Search between 5 % and 110 % of the screened capacity, in small steps from the `expected` rate if there is one."""
         visits: dict[float, int] = {}
 
         def at(rate: float) -> Load:
@@ -199,7 +201,8 @@ class Workbench:
         return find_knee(
             at,
             p95_ms=self._objective.p95_ms,
-            start_rate=0.7 * capacity,
+            start_rate=expected or 0.7 * capacity,
+            growth=NEAR if expected else GROWTH,
             low=0.05 * capacity,
             high=1.1 * capacity,
             noise=self._noise,

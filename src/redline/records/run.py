@@ -18,8 +18,6 @@ LoadMode = Literal["poisson", "constant", "closed"]
 ProfileKind = Literal["exact", "bucketed", "dynamic"]
 """Optimisation profiles of an engine. exact: one for each input shape; bucketed: one for each of a few shapes that the others
 are padded to; dynamic: one over all shapes, tuned for the commonest."""
-
-
 Pipeline = Literal["fused", "bls", "ensemble"]
 """How a server joins the steps of a request. fused: all in one process; bls: the entry calls the network's model through the
 server; ensemble: prepare, network and finish are models of their own that the server's scheduler joins."""
@@ -290,6 +288,21 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What was not measured (screen), or not up to its knee, since the simulated path expects no more of it than of another."""
+
+    candidate: Candidate
+    what: Literal["screen", "knee"]
+    rate_per_s: float
+    """Expected within the P95, or the bound that was enough."""
+    against: str
+    """Name of the candidate that it was held against."""
+    against_per_s: float
+    """Expected of that one by the same simulation."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     """The search through the server: its trials (their candidates have `serving`) beside the in-process choice."""
 
@@ -300,6 +313,7 @@ class Served:
     """The in-process winner's load at the objective's rate, for the comparison."""
     refusals: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
+    pruned: tuple[Pruned, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,6 +394,8 @@ class RunRecord:
     """The shape buckets that were tried; None: none are lawful or worth it, see `refusals`."""
     engines: tuple[EngineRecord, ...] = ()
     """TensorRT engines that were built, those that failed their proof too; `Trial.engine` names one by its digest."""
+    pruned: tuple[Pruned, ...] = ()
+    """Of the search in-process, where the plan knew the network's curve; `served` has its own."""
 
 
 SCHEMA_VERSION = 2

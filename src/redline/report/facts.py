@@ -159,3 +159,18 @@ def sentence(record: RunRecord) -> list[str]:
             f"allowed (95 % interval {words.interval(drop)}, {words.plural(drop.images, 'image')})"
         )
     return clauses
+
+
+def left_out(record: RunRecord) -> list[tuple[str, str]]:
+    """(what, why) of what the simulation left out, in-process and through the server: how many, and the best of them."""
+    searches = [("in-process", record.pruned), ("through the server", record.served.pruned if record.served else ())]
+    found = []
+    for where, pruned in searches:
+        for what, asked in (("screen", "not measured"), ("knee", "measured once, its highest rate not searched")):
+            some = [one for one in pruned if one.what == what]
+            if some:
+                best = max(some, key=lambda one: one.rate_per_s)
+                reason = f"the simulation expects at most {words.rate(best.rate_per_s)} within the P95 limit "
+                reason += f"({best.candidate.name}), and {words.rate(best.against_per_s)} of {best.against}"
+                found.append((f"{words.plural(len(some), 'candidate')} {where}, {asked}", reason))
+    return found

@@ -101,6 +101,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "traffic": _drawn("traffic", lambda width, key: chart_accuracy.shapes(record.data.traffic, width, key)),
         "side_by_side": through_server.side_by_side(record),
         **_engines(record),
+        "left_out": facts.left_out(record),
         "served_rows": through_server.rows(record.served) if record.served else [],
         "asked": tables.asked(record),
         "machine": tables.machine(record),

@@ -31,7 +31,7 @@ def summary(record: RunRecord, width: int, folder: Path | None) -> list[Renderab
     if record.served is not None:
         server = Text.assemble(("Through the server  ", "bright_black"), through or record.served.choice.verdict.reason)
         parts.append(Padding(server, (1, 0, 0, 2)))
-    if record.refusals:
+    if record.refusals or facts.left_out(record):
         parts.append(Padding(_refusals(record), (1, 0, 0, 2)))
     if record.choice.notes:
         parts.append(Padding(Text("\n".join(record.choice.notes)), (1, 0, 0, 2)))
@@ -100,4 +100,6 @@ def _refusals(record: RunRecord) -> Table:
     grid.add_column(ratio=5)
     for refusal in record.refusals:
         grid.add_row(Text(f"not tried: {refusal.what}"), Text(refusal.reason))
+    for what, why in facts.left_out(record):
+        grid.add_row(Text(f"left out: {what}"), Text(why))
     return grid

@@ -51,6 +51,16 @@ def test_a_sharp_knee_is_found_within_the_resolution(capacity: float, start: flo
     assert found[0].p95_ms <= 150
 
 
+@pytest.mark.parametrize("off", [0.2, 0.7, 0.97, 1.03, 1.4, 6.0])
+def test_small_steps_from_a_near_guess_take_fewer_and_from_a_far_one_still_arrive(off: float) -> None:
+    """The knee is at 100; a guess within 3 % of it is enclosed by 10 % steps in less than by doubling from 70 %."""
+    near = search(step_at(100.0), start_rate=100.0 * off, growth=1.1)
+    assert 100 / 1.05 - 1e-9 <= near.rate_per_s <= 100
+    assert len(near.steps) <= 13
+    if 0.95 < off < 1.05:
+        assert len(near.steps) < len(search(step_at(100.0), start_rate=70.0).steps)
+
+
 def test_the_knee_of_m_m_1_is_that_of_theory() -> None:
     """P95 = ln(20) / (mu - lambda), so 150 ms at mu = 100 is met up to lambda = 80.03. 10 %: resolution and 8,000 requests."""
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_fixture import make_load, make_parity, make_record
 
-from redline.records import Choice, RunRecord, Verdict
-from redline.report import facts, words
+from redline.records import Choice, Pruned, RunRecord, Served, Verdict
+from redline.report import facts, render_html, words
 from redline.report.chart_latency import curve
 from redline.report.svg import Scale
 
@@ -144,3 +144,20 @@ def test_ticks_are_round_and_inside() -> None:
     assert Scale(0, 333, 0, 1).ticks(5) == [0, 100, 200, 300]
     assert Scale(-0.4, 0.9, 0, 1).ticks(5) == pytest.approx([0.0, 0.5])
     assert Scale(45, 2300, 0, 1, log=True).ticks() == [50, 100, 200, 500, 1000, 2000]
+
+
+def test_what_the_simulation_left_out_is_counted_and_its_best_is_named(record: RunRecord) -> None:
+    assert facts.left_out(record) == []
+    one, two = record.trials[0].candidate, record.trials[1].candidate
+    lost = [
+        Pruned(candidate=c, what="screen", rate_per_s=rate, against="winner", against_per_s=50.0, reason="P95 9 ms")
+        for c, rate in ((one, 20.0), (two, 45.0))
+    ]
+    (row,) = facts.left_out(replace(record, pruned=tuple(lost)))
+    assert row[0] == "2 candidates in-process, not measured"
+    assert row[1] == f"the simulation expects at most 45.0/s within the P95 limit ({two.name}), and 50.0/s of winner"
+    knee = (replace(lost[0], what="knee"),)
+    server = Served(server="triton", trials=(), choice=record.choice, in_process=None, pruned=knee)
+    (row,) = facts.left_out(replace(record, served=server))
+    assert row[0] == "1 candidate through the server, measured once, its highest rate not searched"
+    assert row[1] in render_html(replace(record, served=server))

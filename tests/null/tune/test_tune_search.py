@@ -89,6 +89,8 @@ class Fake:
     screened: list[Candidate] = field(default_factory=list)
     spent: bool = False
     unconfirmed: bool = False
+    knees: dict[Candidate, float | None] = field(default_factory=dict)
+    """What was expected of each knee that was searched."""
     wide: dict[tuple[str, ...], str] = field(default_factory=dict)
     """Verdict by nodes in FP32, in the order in which they are offered after a failure."""
 
@@ -132,7 +134,8 @@ class Fake:
     def judge(self, measured: Load) -> Verdict:
         return Verdict(answer="pass" if measured.p95_ms <= OBJECTIVE.p95_ms else "fail", reason=f"P95 {measured.p95_ms}")
 
-    def knee(self, candidate: Candidate, *, capacity: float) -> Knee:
+    def knee(self, candidate: Candidate, *, capacity: float, expected: float | None = None) -> Knee:
+        self.knees[candidate] = expected
         return Knee(rate_per_s=0.8 * capacity, steps=())
 
     def out_of_time(self, *, climbing: bool = False) -> bool:
