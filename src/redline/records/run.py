@@ -296,9 +296,8 @@ class Pruned:
     rate_per_s: float
     """Expected within the P95, or the bound that was enough."""
     against: str
-    """Name of the candidate that it was held against."""
+    """Name of the candidate that it was held against; what the same simulation expects of that one follows."""
     against_per_s: float
-    """Expected of that one by the same simulation."""
     reason: str
 
 
