@@ -9,8 +9,8 @@ times that are sent afterwards; then they are measured, in rounds over the five 
 two halves of the measurement (A/A): what two windows of equal arrivals differ by is the noise of the machine, and nothing that
 the simulation could know.
 
-Agreement: P95 over all windows within 10 % of the prediction, or the prediction inside the 95 % interval that A/A gives it, which
-must be 10 % or less itself. Takes 9 minutes, and a few more where the folder has no finished run yet.
+Agreement: P95 over all windows within 10 % of the prediction, or the prediction inside the 95 % interval that A/A gives it,
+which must be 10 % or less itself. Takes 9 minutes, and a few more where the folder has no finished run yet.
 
     python benchmarks/queueing_live.py --work FOLDER [--output FILE] [--quick]
 """
