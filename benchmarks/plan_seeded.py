@@ -39,7 +39,7 @@ from redline.plan.efficiency import shipped_table
 from redline.plan.guide import Guide, Prior, bare, prior
 from redline.plan.queueing.paths import simulate
 from redline.plan.queueing.rate import capacity, path_of
-from redline.plan.serving import served_space
+from redline.plan.serving import ServedSpace, served_space
 from redline.records import (
     Accuracy,
     BoxMatch,
@@ -259,40 +259,52 @@ def p95_of(path: ServedPath, rate: float) -> float:
     return simulate(replace(path, rate_per_s=rate), requests=REQUESTS, seed=7).p95_ms.value
 
 
+@dataclass(frozen=True)
+class RecordedSpace:
+    """A served space cut to what a grid measured. Names in the grid are those of fixed shapes, whatever the run chose."""
+
+    space: ServedSpace
+    rates: dict[str, float]
+
+    @property
+    def baseline(self) -> Candidate:
+        return self.space.baseline
+
+    @property
+    def families(self) -> tuple[Candidate, ...]:
+        return tuple(one for one in self.space.families if one.shapes == self.baseline.shapes and self.rate(one))
+
+    def neighbours(self, candidate: Candidate) -> tuple[Candidate, ...]:
+        return tuple(one for one in self.space.neighbours(candidate) if self.rate(one))
+
+    def rate(self, candidate: Candidate) -> float:
+        return self.rates.get(replace(candidate, shapes="fixed").name, 0.0)
+
+    def all(self) -> list[Candidate]:
+        found, waiting = dict.fromkeys(self.families), [*self.families]
+        while waiting:
+            fresh = [one for one in self.neighbours(waiting.pop()) if one not in found]
+            found |= dict.fromkeys(fresh)
+            waiting += fresh
+        return list(found)
+
+
 def cpu_row(grid: Path, run: Path) -> dict[str, Any]:
     (result,) = json.loads(grid.read_text("utf-8"))["results"].values()
     record = api.read_run(run)
-    objective = record.spec.objective
-    objective = replace(objective, p95_ms=result["objective_p95_ms"])
-    rates: dict[str, float] = result["rates_per_s"]
-    space = served_space(record.trials, record.choice.candidate, objective, 2)
-    assert space is not None
-    space = replace(space, batches=(1, 4), delays_us=(0,))
-    space = replace(space, families=tuple(one for one in space.families if one.name in rates))
-    reach = {space.baseline: None}
-    waiting = [*space.families]
-    while waiting:
-        one = waiting.pop()
-        reach[one] = None
-        waiting += [c for c in space.neighbours(one) if c not in reach]
-    every = [one for one in reach if one.name in rates]
+    objective = replace(record.spec.objective, p95_ms=result["objective_p95_ms"])
+    served = served_space(record.trials, record.choice.candidate, objective, 2)
+    assert served is not None
+    space = RecordedSpace(replace(served, batches=(1, 4), delays_us=(0,)), result["rates_per_s"])
 
     def recorded(candidate: Candidate) -> Recorded:
-        rate = rates.get(candidate.name, 1e-3)
+        rate = space.rate(candidate)
         return Recorded(rate / SHARE_OF_CAPACITY, lambda offered: objective.p95_ms * offered / rate)
 
-    @dataclass(frozen=True)
-    class Known:
-        baseline: Candidate
-        families: tuple[Candidate, ...]
-
-        def neighbours(self, candidate: Candidate) -> tuple[Candidate, ...]:
-            return tuple(one for one in space.neighbours(candidate) if one.name in rates)
-
     guide = Guide(objective=objective, priors={}, before=record.trials, narrow=True)
-    row = compare(Known(space.baseline, space.families), every, recorded, objective, guide)
+    row = compare(space, space.all(), recorded, objective, guide)
     inside = {t.candidate.name: round(t.screen.achieved_per_s, 1) for t in record.trials if t.screen is not None}
-    return {"file": grid.name, "missing": sorted(set(rates) - {c.name for c in every}), "in_process_per_s": inside} | row
+    return {"file": grid.name, "recorded": len(space.rates), "in_process_per_s": inside} | row
 
 
 def main() -> int:
@@ -305,6 +317,7 @@ def main() -> int:
     options.add_argument("--output", type=Path)
     given = options.parse_args()
     report: dict[str, Any] = {
+        "notes": (__doc__ or "").split("\n\n")[1:-1],
         "environment": plain(inspect_machine()),
         "target": {"rate_share": LEAST_RATE, "load_share": MOST_LOADS},
     }

@@ -141,7 +141,7 @@ def searched(case: Case, host: Host, space: ServedSpace, name: str, guide: Guide
 def repeated(case: Case, host: Host, rates: dict[Candidate, float], chosen: list[Candidate]) -> dict[Candidate, float]:
     """Median rate of each that may be the best, and of the chosen ones."""
     first = sorted(rates, key=lambda one: -rates[one])[:CONTENDERS]
-    found = {candidate: [rates[candidate]] for candidate in dict.fromkeys((*first, *chosen))}
+    found = {one: [rates[one]] if one in rates else [] for one in dict.fromkeys((*first, *chosen))}
     for repeat in range(REPEATS):
         bench = Counted(case, host, f"repeat-{repeat}")
         for candidate, seen in found.items():
