@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,3 +137,12 @@ def test_predictions_stand_beside_the_fastest_trial_of_their_step(plan_record: A
     assert (found.step, found.trial, found.measured) == ("engine", "b", 4.0)
     predicted = next(step.p50_ms for step in plan_record.ladder if step.key == "engine")
     assert found.error == pytest.approx(predicted / 4.0 - 1)
+
+
+def test_every_share_of_eager_names_where_it_comes_from_and_its_file_is_here() -> None:
+    facts, results = step_facts(), Path(__file__).parents[3] / "benchmarks/results"
+    assert facts.eager_share.keys() == facts.eager_share_source.keys()
+    for source in facts.eager_share_source.values():
+        files = re.findall(r"20[\w-]+\.json", source)
+        assert files or "no result file" in source
+        assert all((results / file).is_file() for file in files), files
