@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from redline.errors import BadInput
 from redline.plan.ladder import Image, step_facts
 from redline.plan.queueing.paths import simulate
-from redline.plan.queueing.rate import highest_rate
-from redline.plan.roofline import roofline
+from redline.plan.queueing.rate import Grid, best, capacity
+from redline.plan.roofline import busy, roofline
 from redline.records import (
     Arithmetic,
     Assumption,
@@ -31,8 +31,18 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 REQUESTS, FEWER = 8_000, 4_000
 """Of a simulation, of the device asked for and of the others: P95 to some 4 and 6 % below the knee."""
 SEED = 1
+DELAYS, INSTANCES = (0.0, 0.1, 0.25), (1, 2)
+"""Queue delays tried, shares of the P95, and instances of each GPU."""
 ARITHMETICS: tuple[Arithmetic, ...] = ("fp16", "int8")
 NOTE = {"fp16": "", "int8": "if calibration keeps the mAP"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """One GPU by batch: service time, and the share of it that leaves no room for another inference."""
+
+    curve: LatencyCurve
+    busy: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +62,17 @@ class Case:
 
     def curve(self) -> LatencyCurve:
         """Service time by batch: the network as expected, under a CUDA graph. Raises BadInput where a peak is unknown."""
-        points = tuple((batch, self.slower * self._ms(batch)) for batch in self._lawful())
+        return self.served().curve
+
+    def served(self) -> Served:
+        """The same with how full the device is. Raises BadInput as `curve`."""
+        size = self.image.height, self.image.width
+        found = {n: roofline(self.costs, self.device, self.arithmetic, n, *size, table=self.table) for n in self._lawful()}
+        points = tuple((batch, self.slower * one.expected_us / 1000) for batch, one in found.items())
         tail = step_facts().tail["graph"]
         # A lognormal law whose 95th percentile over its mean is the tail measured at rest: 1.645 standard deviations.
-        return LatencyCurve(points=points, cv=(tail - 1) / 1.645)
-
-    def _ms(self, batch: int) -> float:
-        size = (batch, self.image.height, self.image.width)
-        return roofline(self.costs, self.device, self.arithmetic, *size, table=self.table).expected_us / 1000
+        curve = LatencyCurve(points=points, cv=(tail - 1) / 1.645)
+        return Served(curve=curve, busy={batch: busy(one, self.table) for batch, one in found.items()})
 
     def _lawful(self) -> tuple[int, ...]:
         fixed = self.costs.size[0]
@@ -116,60 +129,72 @@ def _with(case: Case, device: DeviceFacts, arithmetic: Arithmetic) -> Case:
 def _of_device(case: Case) -> DeviceAnswer | None:
     """None where a peak is unknown."""
     try:
-        curve = case.curve()
+        served = case.served()
     except BadInput as error:
         if error.code == "plan.size":
             raise
         return None
     objective = case.objective
-    batch, one = _best_batch(curve, case)
-    rate = one.rate_per_s.value
-    note = NOTE[case.arithmetic]
+    path, one = _best(served, case)
+    rate, note = one.rate_per_s.value, NOTE[case.arithmetic]
     if rate <= 0:
-        reason = f"one image alone takes {curve.ms(1):.3g} ms, its P95 {one.p95_ms:.3g} of {objective.p95_ms:g} ms"
-        return _answer(case, None, batch, None, None, one.p95_ms, reason)
-    gpus, p95 = _gpus(curve, batch, case, rate)
-    reason = f"batch {batch}, {rate:,.0f}/s each within the P95, together P95 {p95:.3g} of {objective.p95_ms:g} ms "
+        reason = f"one image alone takes {served.curve.ms(1):.3g} ms, its P95 {one.p95_ms:.3g} of {objective.p95_ms:g} ms"
+        return _answer(case, path, None, None, None, one.p95_ms, reason)
+    gpus, p95 = _gpus(path, case, rate)
+    reason = f"{_knobs(path)}, {rate:,.0f}/s each within the P95, together P95 {p95:.3g} of {objective.p95_ms:g} ms "
     reason += f"at {objective.throughput:,.0f}/s"
-    full = 1000 * batch / curve.ms(batch)
-    return _answer(case, gpus, batch, rate, full, p95, f"{reason}; {note}" if note else reason)
+    return _answer(case, path, gpus, rate, capacity(path), p95, f"{reason}; {note}" if note else reason)
 
 
-def _best_batch(curve: LatencyCurve, case: Case) -> tuple[int, RateAnswer]:
-    """The largest batch of which two fit the P95 (one runs while the next fills), and the one below: the better."""
-    batches = [batch for batch, _ in curve.points]
-    fitting = [batch for batch in batches if 2 * curve.ms(batch) <= case.objective.p95_ms] or batches[:1]
-    tried = [(batch, _rate(curve, batch, case)) for batch in fitting[-2:]]
-    return max(tried, key=lambda found: found[1].rate_per_s.value)
+def _knobs(path: ServedPath) -> str:
+    delay = f" waiting {path.delay_ms:g} ms" if path.delay_ms else ""
+    return f"batch {path.max_batch}{delay}" + (f" on {path.instances} instances" if path.instances > 1 else "")
 
 
-def _rate(curve: LatencyCurve, batch: int, case: Case) -> RateAnswer:
-    p95_ms = case.objective.p95_ms
-    return highest_rate(_path(curve, batch, 1), p95_ms=p95_ms, requests=case.requests, replications=1, seed=SEED)
+def _best(
+    served: Served, case: Case, delays: Sequence[float] = DELAYS, instances: tuple[int, ...] = INSTANCES
+) -> tuple[ServedPath, RateAnswer]:
+    """The largest batch of which two fit the P95 (one runs while the next fills) or the one below, a queue delay and
+    instances: what gives one GPU the highest rate. The plainest first: less has to be worth it."""
+    p95_ms, curve, batches = case.objective.p95_ms, served.curve, list(served.busy)
+    fitting = [batch for batch in batches if 2 * curve.ms(batch) <= p95_ms] or batches[:1]
+    grid = Grid(batches=tuple(fitting[-2:]), delays_ms=tuple(share * p95_ms for share in delays), instances=instances)
+    path = ServedPath(shapes=(ShapeLoad(curve=curve),), rate_per_s=1.0)
+    paths = sorted(grid.lawful(path, p95_ms), key=lambda one: (one.instances, one.delay_ms, one.max_batch))
+    shared = [replace(one, slowdown=_slowdown(served.busy[one.max_batch], one.instances)) for one in paths]
+    return best(shared, p95_ms=p95_ms, requests=case.requests, seed=SEED)
 
 
-def _gpus(curve: LatencyCurve, batch: int, case: Case, rate: float) -> tuple[int, float]:
+def _slowdown(busy: float, instances: int) -> tuple[float, ...]:
+    return tuple(max(1.0, count * busy) for count in range(1, instances + 1)) if instances > 1 else ()
+
+
+def _gpus(path: ServedPath, case: Case, rate: float) -> tuple[int, float]:
     """The fewest that hold the P95 behind one queue: what one holds alone is a bound that pooling betters."""
-    count = math.ceil(case.objective.throughput / rate)
-    found = _p95(curve, batch, case, count)
-    while count > 1 and (fewer := _p95(curve, batch, case, count - 1)) <= case.objective.p95_ms:
-        count, found = count - 1, fewer
-    return count, found
+    few, many = 0, math.ceil(case.objective.throughput / rate)
+    found = _p95(path, case, many)
+    while many - few > 1:
+        middle = (few + many) // 2
+        p95 = _p95(path, case, middle)
+        few, many, found = (few, middle, p95) if p95 <= case.objective.p95_ms else (middle, many, found)
+    return many, found
 
 
-def _p95(curve: LatencyCurve, batch: int, case: Case, gpus: int) -> float:
-    rate = case.objective.throughput
-    if gpus * batch * 1000 / curve.ms(batch) <= rate:  # overloaded: the queue only grows
+def _p95(path: ServedPath, case: Case, gpus: int) -> float:
+    together = replace(path, gpus=gpus, rate_per_s=case.objective.throughput)
+    if capacity(together) <= case.objective.throughput:  # overloaded: the queue only grows
         return math.inf
-    return simulate(replace(_path(curve, batch, gpus), rate_per_s=rate), requests=case.requests, seed=SEED).p95_ms.value
-
-
-def _path(curve: LatencyCurve, batch: int, gpus: int) -> ServedPath:
-    return ServedPath(shapes=(ShapeLoad(curve=curve),), max_batch=batch, gpus=gpus, rate_per_s=1.0)
+    return simulate(together, requests=case.requests, seed=SEED).p95_ms.value
 
 
 def _answer(
-    case: Case, gpus: int | None, batch: int, rate: float | None, full: float | None, p95_ms: float | None, reason: str
+    case: Case,
+    path: ServedPath,
+    gpus: int | None,
+    rate: float | None,
+    full: float | None,
+    p95_ms: float | None,
+    reason: str,
 ) -> DeviceAnswer:
     price = min((price.usd_per_hour for price in case.device.prices), default=None)
     hourly = None if price is None or gpus is None else price * gpus
@@ -178,9 +203,9 @@ def _answer(
         title=case.device.title,
         gpus=gpus,
         arithmetic=case.arithmetic,
-        batch=batch,
-        delay_ms=0.0,
-        instances=1,
+        batch=path.max_batch,
+        delay_ms=path.delay_ms,
+        instances=path.instances,
         rate_per_gpu=rate,
         full_per_gpu=full,
         p95_ms=p95_ms,
@@ -210,13 +235,14 @@ def _assumptions(case: Case, main: DeviceAnswer) -> tuple[Assumption, ...]:
         sizes = f"{image.height} x {image.width}", f"{smaller.height} x {smaller.width}"
         changes.append(("input size", *sizes, replace(case, image=smaller)))
     before = None if main.rate_per_gpu is None else objective.throughput / main.rate_per_gpu
-    found = [_assumption(name, taken, changed, before, other) for name, taken, changed, other in changes]
+    found = [_assumption(name, taken, changed, before, other, main) for name, taken, changed, other in changes]
     return tuple(sorted((one for one in found if one is not None), key=lambda one: -one.weight))
 
 
-def _assumption(name: str, taken: str, changed: str, before: float | None, case: Case) -> Assumption | None:
+def _assumption(name: str, taken: str, changed: str, before: float | None, case: Case, main: DeviceAnswer) -> Assumption | None:
+    """At the delay and the instances of the answer, with the batch that then is best."""
     try:
-        _, answer = _best_batch(case.curve(), case)
+        _, answer = _best(case.served(), case, (main.delay_ms / case.objective.p95_ms,), (main.instances,))
     except BadInput:
         return None
     rate = answer.rate_per_s.value

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from redline.errors import BadInput
 from redline.plan.queueing.rate import capacity, highest_rate, path_of
-from redline.plan.roofline import roofline
+from redline.plan.roofline import busy, roofline
 from redline.records import (
     Arithmetic,
     Candidate,
@@ -43,7 +42,7 @@ class Prior:
 
     curve: LatencyCurve
     busy: float
-    """Share of an inference's time that its kernels fill the device by the roof's share: a second lane gains only the rest."""
+    """See `roofline.busy`, of the smallest batch: a second lane gains only the rest."""
 
 
 def prior(
@@ -61,10 +60,8 @@ def prior(
         found = [roofline(costs, device, arithmetic, n, *size, cuda_graph=cuda_graph, table=table) for n in batches]
     except BadInput:
         return None
-    first = found[0]
-    work = math.fsum(group.work_us / table.share(group.kind, arithmetic, group.limit)[0] for group in first.groups)
     points = tuple((n, one.expected_us / 1000) for n, one in zip(batches, found, strict=True))
-    return Prior(curve=LatencyCurve(points=points), busy=min(1.0, work / first.expected_us))
+    return Prior(curve=LatencyCurve(points=points), busy=busy(found[0], table))
 
 
 def bare(candidate: Candidate) -> Candidate:

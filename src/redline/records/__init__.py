@@ -125,7 +125,6 @@ from redline.records.simulation import (
     RateAnswer,
     Routing,
     ServedPath,
-    Setting,
     ShapeLoad,
     Simulated,
 )
@@ -254,7 +253,6 @@ __all__ = [
     "ServedPath",
     "ServiceState",
     "Serving",
-    "Setting",
     "ShapeCheck",
     "ShapeLoad",
     "ShapePolicy",

@@ -42,7 +42,7 @@ class Size:
     def at(self, n: int, h: int, w: int) -> int:
         """Raises ValueError where the expression divides by zero."""
         try:
-            return _value(_parsed(self.text), {"N": n, "H": h, "W": w})
+            return _evaluated(self.text, n, h, w)
         except ZeroDivisionError:
             raise ValueError(f"{self.text} divides by zero at N={n}, H={h}, W={w}") from None
 
@@ -57,6 +57,12 @@ def _parsed(text: str) -> ast.expr:
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"not a size in N, H and W: {text[:80]!r}") from error
     return tree
+
+
+@lru_cache(maxsize=65536)
+def _evaluated(text: str, n: int, h: int, w: int) -> int:
+    """A plan asks for the same sizes on every device of the table."""
+    return _value(_parsed(text), {"N": n, "H": h, "W": w})
 
 
 def _check(tree: ast.expr) -> None:

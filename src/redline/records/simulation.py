@@ -190,27 +190,14 @@ class RateAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One point of the grid: its highest rate, and its P95 at the rate that is wanted (None: none is wanted)."""
-
-    max_batch: int
-    delay_ms: float
-    instances: int
-    gpus: int
-    answer: RateAnswer
-    at_wanted: Simulated | None
-    enough: bool
-    """It gives the wanted rate within the objective."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
     """A candidate as the model sees it before anything is measured, the most promising first."""
 
     candidate: Candidate
     p95_ms: float | None
-    """At the objective's rate; None: there is no curve for it."""
+    """At that rate; None: it was not simulated."""
     rate_per_s: float | None
+    """Highest within the P95, or a bound on it; None: nothing is known."""
     reason: str
 
 

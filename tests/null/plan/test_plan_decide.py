@@ -108,3 +108,29 @@ def test_the_heaviest_assumption_is_first() -> None:
     assert slower.gpus is not None
     assert faster.gpus is not None
     assert slower.gpus > 4000 / next(a.rate_per_gpu for a in found.devices if a.arithmetic == "fp16") > faster.gpus  # type: ignore[operator]
+
+
+def test_a_network_that_leaves_the_device_idle_gets_a_second_instance_and_a_full_one_does_not() -> None:
+    """400 kernels of next to no work are launch-bound: half of their time another inference may have."""
+    small = costs(*((f"k{i}", "conv", "1000*N", "10*N*H*W", 10) for i in range(400)))
+    idle = decide(case(Objective(p95_ms=4.0, throughput=500.0), small), (), limits(), most=8)
+    full = decided(20.0, 2000.0)
+    own, other = (next(a for a in found.devices if a.arithmetic == "fp16") for found in (idle, full))
+    assert own.instances == 2
+    assert "on 2 instances" in own.reason
+    assert (other.instances, other.delay_ms) == (1, 0.0)
+    assert own.rate_per_gpu is not None
+    assert own.full_per_gpu is not None
+    assert own.rate_per_gpu <= own.full_per_gpu
+
+
+def test_many_slow_gpus_are_counted_as_surely_as_few() -> None:
+    """The fewest: one less does not hold the P95 behind one queue."""
+    found = decide(case(Objective(p95_ms=6.0, throughput=60_000.0)), (), limits(), most=8)
+    own = next(a for a in found.devices if a.arithmetic == "fp16")
+    assert own.gpus is not None
+    assert own.full_per_gpu is not None
+    assert own.rate_per_gpu is not None
+    assert 60_000 / own.full_per_gpu < own.gpus <= math.ceil(60_000 / own.rate_per_gpu)
+    assert own.p95_ms is not None
+    assert own.p95_ms <= 6.0

@@ -1,4 +1,4 @@
-"""The best setting, the ranking for the tuner, and fleets."""
+"""The best setting, and fleets."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from queueing_case import CURVE, path
 
 from redline.errors import BadInput
 from redline.plan.queueing.fleet import fleet, lost, with_spare
-from redline.plan.queueing.rate import Grid, best, capacity, highest_rate, network_of, prune
-from redline.records import Candidate, LatencyCurve, Objective, Serving, ShapeLoad
+from redline.plan.queueing.rate import Grid, best, capacity, highest_rate
+from redline.records import LatencyCurve
 
 
 def test_capacity_is_that_of_the_first_stage_to_be_full() -> None:
@@ -28,53 +28,41 @@ def test_an_error_budget_lets_a_full_queue_refuse() -> None:
     assert strict < 0.5 * loose
 
 
-def test_the_best_setting_comes_first_and_more_gpus_only_where_they_are_needed() -> None:
-    """One GPU reaches about 800/s in batches of 8 and 200/s in batches of 1, two 1,600/s."""
-    grid = Grid(batches=(1, 8), delays_ms=(0.0, 30.0), instances=(1,), gpus=(1, 2))
+def test_the_best_setting_holds_most_and_a_plainer_one_is_kept_where_it_holds_as_much() -> None:
+    """Batches of 8 reach about 800/s within 20 ms and batches of 1 about 200; 30 ms of delay would take the objective."""
+    grid = Grid(batches=(1, 8), delays_ms=(0.0, 30.0), instances=(1,))
     case = path(*CURVE.points)
-    found = best(case, grid, p95_ms=20.0, wanted_per_s=500.0, requests=200)
-    assert (found[0].gpus, found[0].max_batch, found[0].enough) == (1, 8, True)
-    assert {setting.delay_ms for setting in found} == {0.0}  # 30 ms would take the whole objective
-    assert [setting.enough for setting in found] == sorted((setting.enough for setting in found), reverse=True)
-    more = best(case, replace(grid, batches=(8,), delays_ms=(0.0,)), p95_ms=20.0, wanted_per_s=1200.0, requests=300)
-    assert [setting.gpus for setting in more if setting.enough] == [2]
-    assert more[0].at_wanted is not None
-    assert more[0].at_wanted.p95_ms.value <= 20.0
+    found, answer = best(grid.lawful(case, 20.0), p95_ms=20.0, requests=400)
+    assert (found.max_batch, found.delay_ms, found.instances) == (8, 0.0, 1)
+    alone = highest_rate(replace(case, max_batch=8), p95_ms=20.0, requests=400, replications=1)
+    assert answer == alone
+    same = replace(found, gpus=1, overhead_ms=0.001)
+    assert best([found, same], p95_ms=20.0, requests=400)[0] == found, "no gain is not worth a change"
+
+
+def test_a_second_instance_is_taken_where_it_gains_and_left_where_it_shares() -> None:
+    case = replace(path(*CURVE.points), max_batch=8)
+    free, full = (replace(case, instances=2, slowdown=(1.0, slow)) for slow in (1.2, 2.0))
+    assert best([case, free], p95_ms=30.0, requests=400)[0] == free
+    assert best([case, full], p95_ms=30.0, requests=400)[0] == case
+
+
+def test_a_setting_that_holds_nothing_gives_way_to_one_that_does() -> None:
+    slow, fast = path((1, 30.0)), path((1, 5.0))
+    found, answer = best([slow, fast], p95_ms=20.0, requests=200)
+    assert found == fast
+    assert answer.rate_per_s.value > 0
 
 
 def test_a_grid_without_a_lawful_point_is_refused() -> None:
     with pytest.raises(BadInput, match="no setting of the grid is lawful"):
-        best(path(*CURVE.points), Grid(batches=(1,), delays_ms=(1.0,)), p95_ms=20.0)
+        best(Grid(batches=(1,), delays_ms=(1.0,)).lawful(path(*CURVE.points), 20.0), p95_ms=20.0)
 
 
 def test_instances_that_the_slowdown_does_not_tell_of_are_not_lawful() -> None:
     grid = Grid(batches=(1,), delays_ms=(0.0,), instances=(1, 2, 3))
     lawful = list(grid.lawful(path(*CURVE.points, slowdown=(1.0, 1.8)), 20.0))
     assert [one.instances for one in lawful] == [1, 2]
-
-
-def served(**knobs: object) -> Candidate:
-    serving = Serving(queue_delay_us=int(knobs.pop("delay_us", 0)))  # type: ignore[call-overload]
-    return Candidate(**{"runner": "onnxruntime", "serving": serving, **knobs})  # type: ignore[arg-type]
-
-
-def test_pruning_ranks_by_what_each_candidate_can_hold() -> None:
-    """Batches of 8 hold 300/s within 20 ms, batches of 1 do not; another precision has no curve and stands between them."""
-    slow, fast, unknown = served(batch=1), served(batch=8), served(batch=8, precision="int8")
-    curves = {network_of(slow): (ShapeLoad(curve=CURVE),)}
-    ranked = prune([slow, unknown, fast], curves, Objective(p95_ms=20.0, throughput=300.0), requests=400)
-    assert [one.candidate for one in ranked] == [fast, unknown, slow]
-    assert ranked[0].p95_ms is not None
-    assert ranked[0].p95_ms < 20.0
-    assert ranked[1].rate_per_s is None
-    assert ranked[2].rate_per_s is not None
-    assert ranked[2].rate_per_s < 250.0
-    assert ranked == prune([slow, unknown, fast], curves, Objective(p95_ms=20.0, throughput=300.0), requests=400)
-
-
-def test_candidates_of_one_network_share_their_curves() -> None:
-    assert network_of(served(batch=4, concurrency=2, delay_us=2000)) == network_of(served())
-    assert network_of(served(threads=2)) != network_of(served())
 
 
 @pytest.mark.parametrize(("spare", "needed", "nodes"), [("none", 10, 10), ("node", 10, 11), ("zone", 10, 15), ("zone", 1, 2)])

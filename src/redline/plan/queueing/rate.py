@@ -1,10 +1,10 @@
-"""The highest rate of a path within an objective, the best setting of its knobs, and what is worth a measurement."""
+"""The highest rate of a path within an objective, and the best setting of its knobs."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -13,12 +13,9 @@ from redline.plan.queueing.paths import check, simulate
 from redline.records import (
     Candidate,
     Estimate,
-    Expected,
-    Objective,
     RateAnswer,
     ServedPath,
     Serving,
-    Setting,
     ShapeLoad,
     Simulated,
 )
@@ -30,8 +27,8 @@ RATE_TOLERANCE = 0.02
 """As `measure.verdict`: a rate is held if answers come at it but for so much."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """97.5 % of Student's t, by replications."""
-CONTENDERS = 5
-"""Settings that get an interval: the first of the ranking."""
+WORTH = 0.02
+"""More of the rate, for a setting to be taken before one that is preferred: as much as a rate may be missed by."""
 
 
 def highest_rate(
@@ -125,71 +122,41 @@ class Grid:
     batches: tuple[int, ...] = (1, 2, 4, 8)
     delays_ms: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0)
     instances: tuple[int, ...] = (1, 2)
-    gpus: tuple[int, ...] = (1,)
 
     def lawful(self, path: ServedPath, p95_ms: float) -> Iterator[ServedPath]:
         """A batch of one waits for nobody; no delay takes the whole objective; as many instances as the slowdown tells of."""
-        for batch, delay, instances, gpus in product(self.batches, self.delays_ms, self.instances, self.gpus):
+        for batch, delay, instances in product(self.batches, self.delays_ms, self.instances):
             told = not path.slowdown or instances * path.streams <= len(path.slowdown)
             if told and delay < p95_ms and (batch > 1 or delay == 0):
-                yield replace(path, max_batch=batch, preferred=(), delay_ms=delay, instances=instances, gpus=gpus)
+                yield replace(path, max_batch=batch, preferred=(), delay_ms=delay, instances=instances)
 
 
 def best(
-    path: ServedPath,
-    grid: Grid,
+    paths: Iterable[ServedPath],
     *,
     p95_ms: float,
-    wanted_per_s: float | None = None,
     error_pct: float = 0.0,
     requests: int = 20_000,
     seed: int = 0,
-) -> tuple[Setting, ...]:
-    """All lawful settings, ranked: those that hold the wanted rate with the fewest GPUs first, then the highest rate.
+) -> tuple[ServedPath, RateAnswer]:
+    """The setting of the highest rate within the objective, among paths in order of preference, without an interval.
 
-    The first few have intervals of five replications, the others none. Raises BadInput: sim-grid and as `highest_rate`.
+    A path is searched only if it holds more than the best before it, by `WORTH`: one simulation says so, the search takes a
+    dozen. Raises BadInput: sim-grid (no path at all) and as `highest_rate`.
     """
-    paths = list(grid.lawful(path, p95_ms))
-    if not paths:
-        raise BadInput("sim-grid", "no setting of the grid is lawful", got=grid, fix="offer a batch of 1 without delay")
-
-    def answer(one: ServedPath, replications: int) -> RateAnswer:
-        knobs = {"p95_ms": p95_ms, "error_pct": error_pct}
-        return highest_rate(one, requests=requests, replications=replications, seed=seed, **knobs)
-
-    def ranked(tried: Sequence[ServedPath], replications: int) -> list[tuple[ServedPath, RateAnswer]]:
-        pairs = [(one, answer(one, replications)) for one in tried]
-        return sorted(pairs, key=lambda pair: _rank(pair[0], pair[1], wanted_per_s))
-
-    first = ranked(paths, 1)
-    final = ranked([one for one, _ in first[:CONTENDERS]], 5)
-    return tuple(_setting(one, found, wanted_per_s, requests, seed) for one, found in (*final, *first[CONTENDERS:]))
-
-
-def _rank(path: ServedPath, answer: RateAnswer, wanted: float | None) -> tuple[float, ...]:
-    rate = answer.rate_per_s.value
-    enough = wanted is not None and rate >= wanted
-    return (0 if enough else 1, path.gpus if enough else 0, -rate, path.max_batch, path.delay_ms, path.instances)
-
-
-def _setting(path: ServedPath, answer: RateAnswer, wanted: float | None, requests: int, seed: int) -> Setting:
-    enough = wanted is not None and answer.rate_per_s.value >= wanted
-    at_wanted = simulate(replace(path, rate_per_s=wanted), requests=requests, seed=seed) if wanted is not None else None
-    return Setting(
-        max_batch=path.max_batch,
-        delay_ms=path.delay_ms,
-        instances=path.instances,
-        gpus=path.gpus,
-        answer=answer,
-        at_wanted=at_wanted,
-        enough=enough,
-    )
-
-
-def network_of(candidate: Candidate) -> Candidate:
-    """The candidate without the knobs that a queue has: those that share it share their curves."""
-    serving = None if candidate.serving is None else Serving(pipeline=candidate.serving.pipeline)
-    return replace(candidate, batch=1, concurrency=1, serving=serving)
+    found: tuple[ServedPath, RateAnswer] | None = None
+    for path in paths:
+        if found is not None:
+            least = found[1].rate_per_s.value * (1 + WORTH)
+            goal = _Goal(replace(path, trace_s=(), rate_per_s=1.0), p95_ms, error_pct, requests)
+            if least > 0 and (goal.most <= least or not goal.held(least, seed)):
+                continue
+        answer = highest_rate(path, p95_ms=p95_ms, error_pct=error_pct, requests=requests, replications=1, seed=seed)
+        if found is None or answer.rate_per_s.value > found[1].rate_per_s.value:
+            found = path, answer
+    if found is None:
+        raise BadInput("sim-grid", "no setting of the grid is lawful", fix="offer a batch of 1 without delay")
+    return found
 
 
 def path_of(candidate: Candidate, shapes: tuple[ShapeLoad, ...], slowdown: tuple[float, ...], rate: float) -> ServedPath:
@@ -207,50 +174,3 @@ def path_of(candidate: Candidate, shapes: tuple[ShapeLoad, ...], slowdown: tuple
         gpus=gpus,
         slowdown=slowdown,
     )
-
-
-def prune(
-    candidates: Sequence[Candidate],
-    curves: Mapping[Candidate, tuple[ShapeLoad, ...]],
-    objective: Objective,
-    *,
-    slowdown: tuple[float, ...] = (),
-    requests: int = 20_000,
-    seed: int = 0,
-) -> tuple[Expected, ...]:
-    """All candidates, those worth a measurement first: expected to meet the objective, by the highest rate within its P95.
-
-    `curves`: by `network_of` a candidate; `slowdown`: of inferences at once on one device (on the CPU: on its cores). Those
-    without a curve come after those expected to meet the objective, for nothing is known against them. Pure: equal arguments
-    give equal answers. Raises BadInput as `highest_rate`.
-    """
-    found = [_expected(one, curves.get(network_of(one)), objective, slowdown, requests, seed) for one in candidates]
-
-    def rank(one: Expected) -> tuple[int, float]:
-        if one.rate_per_s is None:
-            return 1, 0.0
-        return (0 if one.rate_per_s >= objective.throughput else 2), -one.rate_per_s
-
-    return tuple(sorted(found, key=rank))
-
-
-def _expected(
-    candidate: Candidate,
-    shapes: tuple[ShapeLoad, ...] | None,
-    objective: Objective,
-    slowdown: tuple[float, ...],
-    requests: int,
-    seed: int,
-) -> Expected:
-    if shapes is None:
-        return Expected(candidate=candidate, p95_ms=None, rate_per_s=None, reason="no curve of its network is known")
-    path = path_of(candidate, shapes, slowdown, objective.throughput)
-    answer = highest_rate(path, p95_ms=objective.p95_ms, requests=requests, replications=1, seed=seed)
-    rate = answer.rate_per_s.value
-    try:
-        p95 = simulate(path, requests=requests, seed=seed).p95_ms.value
-    except BadInput as error:
-        if error.code != "sim-all-refused":
-            raise
-        p95 = math.inf
-    return Expected(candidate=candidate, p95_ms=p95, rate_per_s=rate, reason=answer.reason)
