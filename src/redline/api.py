@@ -131,20 +131,20 @@ def plan(
     facts: Path | None = None,
     cores: int | None = None,
     nic_gbit_s: float | None = None,
+    rate: float | None = None,
     progress: bool = True,
 ) -> PlanRecord:
     """What each step should give on a device and whether the objective can be met; leaves plan.json and plan.md in the run.
 
-    `device`: as "a100-80"; None takes this machine's GPU, or the A100 80 GB where there is none. `gpus`: the most of a node.
-    `facts`: costs.json of the network from elsewhere, so that neither torch nor the graph is needed. Raises BadInput.
+    `device`: as "a100-80"; None: this machine's GPU, or the A100 80 GB. `gpus`: the most of a node. `facts`: costs.json of the
+    network from elsewhere: no torch is needed. `rate`: requests/s of a fleet, to be counted and priced. Raises BadInput.
     """
     from redline import planning
     from redline.doctor import inspect_machine
 
-    asked = planning.Asked(device=device, gpus=gpus, facts=facts, cores=cores, nic_gbit_s=nic_gbit_s)
-    return planning.plan(
-        load_spec(spec_path), asked, runs=Path(runs), environment=inspect_machine(), progress=_progress(progress)
-    )
+    asked = planning.Asked(device=device, gpus=gpus, facts=facts, cores=cores, nic_gbit_s=nic_gbit_s, rate=rate)
+    spec, environment = load_spec(spec_path), inspect_machine()
+    return planning.plan(spec, asked, runs=Path(runs), environment=environment, progress=_progress(progress))
 
 
 def calibrate(folders: Sequence[Path | str], *, runs: Path = RUNS) -> EfficiencyTable:

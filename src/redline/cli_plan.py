@@ -23,6 +23,7 @@ def plan(
     facts: Annotated[Path | None, typer.Option(help="costs.json of a plan or run made elsewhere: no torch is needed.")] = None,
     cores: Annotated[int | None, typer.Option(min=1, help="Host cores that decode.")] = None,
     nic: Annotated[float | None, typer.Option(help="The node's network card, Gbit/s.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests/s of a whole fleet: its nodes and their cost.")] = None,
     calibrate: Annotated[list[Path] | None, typer.Option(help="A finished run's folder, to refit efficiencies from.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable JSON on standard output.")] = False,
@@ -39,7 +40,9 @@ def plan(
         return
     if spec is None:
         raise BadInput("plan.spec", "the spec file is missing", fix="redline plan detector.toml")
-    made = api.plan(spec, runs=runs, device=device, gpus=gpus, facts=facts, cores=cores, nic_gbit_s=nic, progress=not quiet)
+    made = api.plan(
+        spec, runs=runs, device=device, gpus=gpus, facts=facts, cores=cores, nic_gbit_s=nic, rate=rate, progress=not quiet
+    )
     if as_json:
         print(dump(made, indent=2).decode())
     else:

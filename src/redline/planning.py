@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redline.errors import BadInput
-from redline.plan.decide import Case, decide
+from redline.plan.decide import Case, decide, node_path
 from redline.plan.devices import device as device_facts
 from redline.plan.devices import devices as all_devices
 from redline.plan.devices import known_device
@@ -24,8 +25,10 @@ from redline.plan.roofline import roofline
 from redline.prepare import run_id
 from redline.records import (
     PLAN_SCHEMA,
+    DeviceAnswer,
     DeviceFacts,
     EfficiencyTable,
+    FleetAnswer,
     HeavyKernel,
     ModelCosts,
     Node,
@@ -46,6 +49,8 @@ COSTS, EFFICIENCY, PLAN, PAGE = "costs.json", "efficiency.json", "plan.json", "p
 REFERENCE = "a100-80"
 """Planned for where no GPU is at hand and none is named."""
 NODE_GPUS = 8
+FLEET_REQUESTS = 40_000
+"""Of a simulation of a few nodes together; a search takes some dozens."""
 HEAVIEST = 8
 TIMED_IMAGES = 8
 FP32_BYTES = 4
@@ -62,6 +67,7 @@ class Asked:
     facts: Path | None = None
     cores: int | None = None
     nic_gbit_s: float | None = None
+    rate: float | None = None
 
 
 def plan(spec: Spec, asked: Asked, *, runs: Path, environment: Environment, progress: Progress) -> PlanRecord:
@@ -81,7 +87,10 @@ def plan(spec: Spec, asked: Asked, *, runs: Path, environment: Environment, prog
 def make_plan(
     spec: Spec, costs: ModelCosts, device: DeviceFacts, why: str, asked: Asked, table: EfficiencyTable, progress: Progress
 ) -> PlanRecord:
-    """The plan of a network whose costs are known. Raises BadInput for a size that the graph does not take."""
+    """The plan of a network whose costs are known. Raises BadInput for a size that the graph does not take and a rate that is
+    none."""
+    if asked.rate is not None and not 0 < asked.rate < math.inf:
+        raise BadInput("plan.rate", "no fleet for such a rate", got=asked.rate, allowed="more than 0 requests/s")
     image, request_bytes = _image(spec, costs)
     size, answer_bytes = (1, image.height, image.width), BOX_BYTES * spec.model.postprocess.max_detections
     case = Case(costs=costs, device=device, image=image, objective=spec.objective, table=table)
@@ -94,6 +103,11 @@ def make_plan(
     with progress.stage("queues of all devices"):
         decision = decide(case, all_devices(), limits, most=asked.gpus)
     own = next((a for a in decision.devices if a.device == device.name and a.arithmetic == "fp16"), None)
+    fleet: FleetAnswer | None = None
+    lacking: tuple[str, ...] = ()
+    if asked.rate is not None:
+        with progress.stage(f"a fleet for {asked.rate:,.0f}/s"):
+            fleet, lacking = _fleet(case, own, asked, limits)
     with_load = (*steps, *loaded_steps(steps, own, spec.objective)) if own is not None else steps
     network = _network(case)
     gpus = own.gpus or asked.gpus if own is not None else asked.gpus
@@ -114,8 +128,31 @@ def make_plan(
         bounds=_bounds(network),
         limits=limits(device, gpus, own.full_per_gpu) if own is not None and own.full_per_gpu else None,
         decision=decision,
-        notes=_notes(network, image),
+        notes=(*_notes(network, image), *lacking),
+        fleet=fleet,
     )
+
+
+def _fleet(
+    case: Case, own: DeviceAnswer | None, asked: Asked, limits: Callable[[DeviceFacts, int, float], NodeLimits]
+) -> tuple[FleetAnswer | None, tuple[str, ...]]:
+    """Nodes of the most GPUs that a node has, in FP16, or why there is no fleet."""
+    from redline.plan.queueing.fleet import fleet
+
+    assert asked.rate is not None
+    if own is None or not own.rate_per_gpu or not own.full_per_gpu:
+        return None, (f"no fleet: {own.reason if own is not None else 'a peak of the device is unknown'}",)
+    known = limits(case.device, asked.gpus, own.full_per_gpu).known
+    price = min((price.usd_per_hour for price in case.device.prices), default=None)
+    made = fleet(
+        node_path(case, own, asked.gpus),
+        demand_per_s=asked.rate,
+        p95_ms=case.objective.p95_ms,
+        usd_per_gpu_hour=price,
+        limit=next((limit for limit in known if limit.resource != "network"), None),
+        requests=FLEET_REQUESTS,
+    )
+    return made, ()
 
 
 def model_costs(spec: Spec, facts: Path | None, folder: Path, store: Store, progress: Progress) -> ModelCosts:

@@ -146,6 +146,20 @@ def _of_device(case: Case) -> DeviceAnswer | None:
     return _answer(case, path, gpus, rate, capacity(path), p95, f"{reason}; {note}" if note else reason)
 
 
+def node_path(case: Case, answer: DeviceAnswer, gpus: int) -> ServedPath:
+    """A node of `gpus` behind one queue, each set as in the answer for the device of `case`."""
+    served = case.served()
+    return ServedPath(
+        shapes=(ShapeLoad(curve=served.curve),),
+        max_batch=answer.batch,
+        delay_ms=answer.delay_ms,
+        instances=answer.instances,
+        gpus=gpus,
+        slowdown=_slowdown(served.busy[answer.batch], answer.instances),
+        rate_per_s=1.0,
+    )
+
+
 def _knobs(path: ServedPath) -> str:
     delay = f" waiting {path.delay_ms:g} ms" if path.delay_ms else ""
     return f"batch {path.max_batch}{delay}" + (f" on {path.instances} instances" if path.instances > 1 else "")

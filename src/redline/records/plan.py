@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from redline.records.node import NodeLimits
+from redline.records.simulation import FleetAnswer
 from redline.records.spec import Objective
 
 StepKey = Literal[
@@ -142,6 +143,8 @@ class PlanRecord:
     limits: NodeLimits | None
     decision: Decision
     notes: tuple[str, ...] = ()
+    fleet: FleetAnswer | None = None
+    """None: nobody asked for the rate of a fleet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -217,8 +217,12 @@ class FleetAnswer:
     """Nodes for a demand, on paper. Rates are requests/s."""
 
     demand_per_s: float
+    balancer: Routing
+    gpus_per_node: int
     rate_per_node: float
-    """Highest rate of one node among a few behind the balancer, within the objective."""
+    """Highest rate of one node among a few behind the balancer, within the objective and what else the node allows."""
+    limit: str
+    """What the node allows less of than its GPUs, with its number; "": nothing known."""
     nodes_needed: int
     """With nothing failed."""
     nodes: int

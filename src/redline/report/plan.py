@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from redline.records import DeviceAnswer, LadderStep, PlanRecord, PredictionCheck
+from redline.records import DeviceAnswer, FleetAnswer, LadderStep, PlanRecord, PredictionCheck
 from redline.report import words
 
 MARKS = {"go": ("✓", "green"), "no-go": ("✗", "red"), "unknown": ("?", "yellow")}
@@ -24,6 +24,7 @@ def plan_text(plan: PlanRecord) -> RenderableType:
     parts: list[RenderableType] = [head, about, Text(""), _ladder(plan.ladder)]
     parts += [Text(f"   {text}") for text in _facts(plan)]
     parts += [Text(""), _devices(plan.decision.devices[:DEVICES])]
+    parts += [Text(f"   {text}") for text in _fleet(plan.fleet)]
     resting = plan.decision.assumptions[:3]
     parts += [Text(f"   if {one.name}: {one.changed} instead of {one.taken}: {one.effect}") for one in resting]
     parts += [Text(f"   to change: {text}", style="yellow") for text in plan.decision.advice]
@@ -83,6 +84,18 @@ def _facts(plan: PlanRecord) -> list[str]:
         found.append(f"first limit of the node: {first.title}, {first.formula}")
         if plan.limits.unknown:
             found.append(f"limits not known: {', '.join(limit.title for limit in plan.limits.unknown)}")
+    return found
+
+
+def _fleet(fleet: FleetAnswer | None) -> list[str]:
+    if fleet is None:
+        return []
+    nodes = f"a fleet for {fleet.demand_per_s:,.0f}/s: {fleet.nodes:,} nodes of {fleet.gpus_per_node} GPUs"
+    found = [f"{nodes}, {fleet.nodes_needed:,} needed, {fleet.headroom}; {words.rate(fleet.rate_per_node)} a node"]
+    if fleet.limit:
+        found.append(f"a node ends there at another limit than its GPUs: {fleet.limit}")
+    if fleet.usd_per_hour is not None and fleet.usd_per_million is not None:
+        found.append(f"{fleet.usd_per_hour:,.0f} USD/h, {fleet.usd_per_million:.2f} USD per million images, GPUs alone")
     return found
 
 
@@ -150,6 +163,11 @@ def _answers(plan: PlanRecord, checks: Sequence[PredictionCheck]) -> Iterator[tu
     if plan.limits is not None:
         limits = (*plan.limits.known, *plan.limits.unknown)
         yield "Limits of the node", _table(("resource", "limit"), ((one.title, one.formula) for one in limits))
+    if plan.fleet is not None:
+        effects = ((e.policy, words.ms(e.p95_ms.value), words.ms(e.p99_ms.value)) for e in plan.fleet.balancers)
+        about = f"Balancers at {words.rate(plan.fleet.load_after_loss)} a node, what is left after the loss:"
+        body = [*_list(_fleet(plan.fleet)), "", about, "", *_table(("balancer", "P95 ms", "P99 ms"), effects)]
+        yield f"A fleet for {plan.fleet.demand_per_s:,.0f}/s", body
     yield "To change", _list(decision.advice)
     head = ("step", "candidate", "metric", "predicted", "measured", "error")
     yield "Held to account", _table(head, map(_check, checks)) if checks else []

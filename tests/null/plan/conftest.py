@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from roof_cases import costs, gpu
+from paper_plan import plan_on_paper
 
-from redline.records import DataRef, DataSpec, Head, ModelSpec, Objective, PlanRecord, Preprocess, Spec
+from redline.records import PlanRecord
 
 
 @pytest.fixture(scope="session")
 def plan_record(tmp_path_factory: pytest.TempPathFactory) -> PlanRecord:
-    from redline.plan.efficiency import PUBLISHED
-    from redline.planning import Asked, make_plan
-    from redline.progress import Progress
-
-    network = costs(("big", "conv", "400000000*N", "20*N*H*W", 500_000), ("act", "pointwise", "0", "10*N*H*W", 0))
-    absent: Path = tmp_path_factory.mktemp("none") / "absent"
-    spec = Spec(
-        path="detector.toml",
-        model=ModelSpec(factory="shop:detector", head=Head(kind="yolox"), preprocess=Preprocess(size=(320, 320))),
-        data=DataSpec(evaluate=DataRef(images=str(absent))),
-        objective=Objective(p95_ms=10.0, throughput=3000.0),
-    )
-    return make_plan(spec, network, gpu(), "asked for", Asked(), PUBLISHED, Progress(None))
+    return plan_on_paper(tmp_path_factory.mktemp("none"))

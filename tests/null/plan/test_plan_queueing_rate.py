@@ -10,7 +10,7 @@ from queueing_case import CURVE, path
 from redline.errors import BadInput
 from redline.plan.queueing.fleet import fleet, lost, with_spare
 from redline.plan.queueing.rate import Grid, best, capacity, highest_rate
-from redline.records import LatencyCurve
+from redline.records import LatencyCurve, NodeLimit
 
 
 def test_capacity_is_that_of_the_first_stage_to_be_full() -> None:
@@ -85,6 +85,18 @@ def test_a_fleet_is_its_nodes_and_their_price() -> None:
     assert found.usd_per_million == pytest.approx(4.0 * found.nodes / 360)
     assert [effect.policy for effect in found.balancers] == ["random", "shortest"]
     assert found.balancers[1].p95_ms.value <= found.balancers[0].p95_ms.value
+
+
+def test_a_node_that_ends_elsewhere_gives_no_more_than_that() -> None:
+    node = path(*CURVE.points, max_batch=8, gpus=2)
+    card = NodeLimit(resource="nic", title="network card", per_s=500.0, formula="1 Gbit/s / 250 kB")
+    asked = {"demand_per_s": 10_000.0, "p95_ms": 20.0, "policies": ("random",), "requests": 2500}
+    found = fleet(node, limit=card, **asked)  # type: ignore[arg-type]
+    assert (found.rate_per_node, found.nodes_needed, found.nodes) == (500.0, 20, 21)
+    assert found.limit == "network card: 1 Gbit/s / 250 kB"
+    high = fleet(node, limit=replace(card, per_s=5000.0), **asked)  # type: ignore[arg-type]
+    assert high.limit == ""
+    assert high.rate_per_node > 1200
 
 
 def test_a_fleet_of_nodes_that_cannot_meet_the_objective_is_refused() -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 from redline.errors import BadInput
 from redline.plan.queueing.paths import simulate
 from redline.plan.queueing.rate import highest_rate
-from redline.records import BalancerEffect, FleetAnswer, Routing, ServedPath
+from redline.records import BalancerEffect, FleetAnswer, NodeLimit, Routing, ServedPath
 
 POLICIES: tuple[Routing, ...] = ("random", "round-robin", "two-choices", "shortest")
 SAMPLE = 8
@@ -26,11 +26,13 @@ def fleet(
     spare: Literal["none", "node", "zone"] = "node",
     zones: int = 3,
     usd_per_gpu_hour: float | None = None,
+    limit: NodeLimit | None = None,
     policies: Sequence[Routing] = POLICIES,
     requests: int = 200_000,
     seed: int = 0,
 ) -> FleetAnswer:
     """`node`: one node's path. `spare`: what may be lost while the demand stays within P95; nodes are even over `zones`.
+    `limit`: of the node besides its GPUs, which no rate exceeds.
 
     Rates come from `SAMPLE` nodes behind the policy, and the fleet is as many nodes as the demand needs at that rate: the
     network, the balancer's own limits and uneven traffic are not in it. `balancers` compares policies at the load after the
@@ -45,6 +47,8 @@ def fleet(
     few = replace(node, nodes=SAMPLE, balancer=balancer)
     answer = highest_rate(few, p95_ms=p95_ms, requests=requests, replications=3, seed=seed)
     rate = answer.rate_per_s.value / SAMPLE
+    bites = limit is not None and limit.per_s is not None and limit.per_s < rate
+    rate = limit.per_s if limit is not None and limit.per_s is not None and bites else rate
     if rate == 0:
         raise BadInput("sim-fleet", "no number of such nodes meets the objective", got=answer.reason, fix="change the node")
     needed = math.ceil(demand_per_s / rate)
@@ -55,6 +59,9 @@ def fleet(
     effects = tuple(_effect(node, policy, demand_per_s / left, requests, seed) for policy in policies)
     return FleetAnswer(
         demand_per_s=demand_per_s,
+        balancer=balancer,
+        gpus_per_node=node.gpus,
+        limit=f"{limit.title}: {limit.formula}" if limit is not None and bites else "",
         rate_per_node=rate,
         nodes_needed=needed,
         nodes=nodes,
