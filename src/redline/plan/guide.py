@@ -112,15 +112,18 @@ class Guide:
         alone = _points(self.before or trials, candidate, served=False)
         fused = _points(trials, candidate, served=True)
         served = candidate.serving is not None
-        network = _network(alone or fused, self.priors.get(bare(candidate)), candidate)
+        own = [one for one in trials if _alike(one, candidate)]
+        exact = next((one for one in own if one.candidate == candidate), None)
+        source = fused if len(fused) > len(alone) else alone
+        network = _network(source, self.priors.get(bare(candidate)), candidate)
+        if network is None and exact is not None:  # nothing but its own measurement, which is enough for itself
+            network = _network({_place(candidate): _batch_ms(exact)}, None, candidate)
         if network is None:
             return None
         curve, slowdown = network
         curve = replace(curve, cv=_spread(self.before or trials, candidate))
         path = path_of(candidate, (ShapeLoad(curve=curve),), slowdown, self.objective.throughput)
         path = replace(path, decode_workers=0)
-        own = [one for one in trials if _alike(one, candidate)]
-        exact = next((one for one in own if one.candidate == candidate), None)
         if exact is not None:
             return _scaled(path, capacity(path) / _capacity(exact))
         if not served or not own:
@@ -133,7 +136,7 @@ class Guide:
 
     def _of(self, path: ServedPath, other: Candidate) -> ServedPath:
         """The same network with another candidate's knobs."""
-        lanes = max(1, other.concurrency // max(1, len(other.gpus)))
+        lanes, _ = _place(other)
         return replace(path, max_batch=other.batch, instances=lanes, delay_ms=0.0, slowdown=_extended(path.slowdown, lanes))
 
     def _staged(self, path: ServedPath, candidate: Candidate, own: Sequence[Trial], ratio: float) -> ServedPath:
@@ -175,9 +178,18 @@ def _points(trials: Sequence[Trial], candidate: Candidate, *, served: bool) -> P
         one = trial.candidate
         way = one.serving is not None and one.serving.pipeline == "fused" if served else one.serving is None
         if way and bare(one) == bare(candidate):
-            lanes = max(1, one.concurrency // max(1, len(one.gpus)))
-            found[lanes, one.batch] = 1000 * one.concurrency * one.batch / _capacity(trial)
+            found[_place(one)] = _batch_ms(trial)
     return found
+
+
+def _place(candidate: Candidate) -> tuple[int, int]:
+    """Lanes of a device, and the batch."""
+    return max(1, candidate.concurrency // max(1, len(candidate.gpus))), candidate.batch
+
+
+def _batch_ms(trial: Trial) -> float:
+    """Of each lane, all being full."""
+    return 1000 * trial.candidate.concurrency * trial.candidate.batch / _capacity(trial)
 
 
 def _spread(trials: Sequence[Trial], candidate: Candidate) -> float:
@@ -204,7 +216,7 @@ def _network(points: Points, known: Prior | None, candidate: Candidate) -> tuple
         rising = max(rising, base[batch])
         curve_points.append((batch, rising))
     curve = LatencyCurve(points=tuple(curve_points))
-    lanes = max(first, candidate.concurrency // max(1, len(candidate.gpus)), *by_lanes)
+    lanes = max(first, _place(candidate)[0], *by_lanes)
     table, last = [], 1.0
     for count in range(1, lanes + 1):
         seen = [ms / curve.ms(batch) for (one, batch), ms in points.items() if one == count]

@@ -126,3 +126,13 @@ def test_equal_trials_give_equal_answers_and_the_highest_is_first() -> None:
     assert found == guide.expect(pool, (trial(ENGINE, 400.0),))
     bounded = [one for one in found if "at most" in one.reason]
     assert all((one.rate_per_s or 0.0) <= (found[0].rate_per_s or 0.0) for one in bounded)
+
+
+def test_what_was_measured_itself_is_always_known() -> None:
+    """In-process batch 1 alone was measured, the server also gave batches of 4: of those its own capacity tells."""
+    guide = Guide(objective=replace(OBJECTIVE, p95_ms=1000.0), priors={}, before=(trial(HOST, 100.0),))
+    four = served(batch=4, concurrency=2)
+    assert rates(guide, [four], trial(served(), 80.0)) == [None]
+    (rate,) = rates(guide, [four], trial(served(), 80.0), trial(four, 150.0))
+    assert rate is not None
+    assert 0.9 * 150 < rate <= 150
