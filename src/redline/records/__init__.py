@@ -59,6 +59,7 @@ from redline.records.engine import (
 )
 from redline.records.layers import BoundaryCheck, HeldNode, LayerFault, LayerParity, LayerPoint
 from redline.records.node import DecodePlace, Node, NodeLimit, NodeLimits, Resource
+from redline.records.pixels import DeviceBatch, DeviceImage, PreprocessTile, TensorType
 from redline.records.plan import (
     PLAN_SCHEMA,
     Assumption,
@@ -176,7 +177,9 @@ __all__ = [
     "Detector",
     "Determinism",
     "DeviceAnswer",
+    "DeviceBatch",
     "DeviceFacts",
+    "DeviceImage",
     "DeviceKind",
     "EfficiencyTable",
     "EngineBuild",
@@ -236,6 +239,7 @@ __all__ = [
     "Predict",
     "PredictionCheck",
     "Preprocess",
+    "PreprocessTile",
     "Price",
     "ProfileKind",
     "RateAnswer",
@@ -269,6 +273,7 @@ __all__ = [
     "TensorFact",
     "TensorRTFacts",
     "TensorRTSpec",
+    "TensorType",
     "Traffic",
     "Trial",
     "Truth",
