@@ -12,7 +12,10 @@
 #define ANTIALIAS_UINT8 3
 #define ANTIALIAS_FLOAT 4
 
-typedef unsigned char Byte;
+#ifndef TO_HALF  // cuda_fp16.h is nothing that NVRTC finds by itself
+#define TO_HALF(bits, value) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value))
+#endif
+
 typedef unsigned int Word;
 typedef long long Long;
 
@@ -169,7 +172,7 @@ __device__ __forceinline__ Level antialiased(const Source &source, const Window 
 typedef unsigned short Element;
 __device__ __forceinline__ Element cast(float value) {
     Element bits;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    TO_HALF(bits, value);
     return bits;
 }
 #else
