@@ -59,7 +59,7 @@ from redline.records.engine import (
 )
 from redline.records.layers import BoundaryCheck, HeldNode, LayerFault, LayerParity, LayerPoint
 from redline.records.node import DecodePlace, Node, NodeLimit, NodeLimits, Resource
-from redline.records.pixels import DeviceBatch, DeviceImage, PreprocessTile, TensorType
+from redline.records.pixels import DecodedImage, DeviceBatch, DeviceImage, PreprocessTile, TensorType
 from redline.records.plan import (
     PLAN_SCHEMA,
     Assumption,
@@ -172,6 +172,7 @@ __all__ = [
     "DataSpec",
     "Dataset",
     "Decision",
+    "DecodedImage",
     "DecodePlace",
     "Detections",
     "Detector",

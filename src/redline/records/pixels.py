@@ -41,3 +41,14 @@ class PreprocessTile:
     """Of the network input: a thread's for the CUDA kernel, a program's for the Triton kernel."""
     rows: int
     warps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DecodedImage:
+    """What became of one encoded image of a batch: pixels in device memory, or why there are none."""
+
+    image: DeviceImage | None
+    by: Literal["device", "host"]
+    """host: the reference decoder, for what the device's cannot take."""
+    failure: Exception | None = None
+    """A RedlineError about this image alone: the others of its batch are not touched by it."""
