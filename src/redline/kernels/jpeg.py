@@ -19,6 +19,7 @@ from redline.vision.image import PIXEL_LIMIT, decode
 Engine = Literal["hardware", "cuda", "hybrid", "host"]
 """hardware: the GPU's JPEG engine; cuda: Huffman decoding on the GPU; hybrid: on the host, the rest on the GPU."""
 
+INSTALL = "pip install nvidia-nvimgcodec-cu13[nvjpeg], or -cu12 for CUDA 12"
 HOST = -99_999
 """As a device: decode into host memory, by nvImageCodec's host decoders. No GPU is needed."""
 _START, _END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -46,7 +47,10 @@ class JpegDecoder:
             from nvidia import nvimgcodec
         except ImportError as exc:
             raise TrialError(
-                "kernels.jpeg", "nvImageCodec decodes JPEG on the GPU", got=str(exc), fix="pip install nvidia-nvimgcodec-cu13[nvjpeg]"
+                "kernels.jpeg",
+                "nvImageCodec decodes JPEG on the GPU",
+                got=str(exc),
+                fix=INSTALL,
             ) from exc
         self._codec, self._device = nvimgcodec, device
         try:
@@ -62,7 +66,9 @@ class JpegDecoder:
         self._images: list[Any] = []
         self._copies: list[Any] = []
 
-    def decode(self, files: Sequence[bytes], *, names: Sequence[str] | None = None, stream: int = 0) -> tuple[DecodedImage, ...]:
+    def decode(
+        self, files: Sequence[bytes], *, names: Sequence[str] | None = None, stream: int = 0
+    ) -> tuple[DecodedImage, ...]:
         """One result a file, in order. Work enqueued on `stream` afterwards finds the pixels complete.
 
         The memory of the batch before is written again where it is large enough: with batches of one size nothing is allocated.
@@ -122,5 +128,8 @@ def _described(image: Any) -> DeviceImage:
     height, width, _ = found["shape"]
     strides = found.get("strides")
     return DeviceImage(
-        pointer=int(found["data"][0]), height=int(height), width=int(width), row_bytes=int(strides[0]) if strides else 3 * int(width)
+        pointer=int(found["data"][0]),
+        height=int(height),
+        width=int(width),
+        row_bytes=int(strides[0]) if strides else 3 * int(width),
     )

@@ -5,6 +5,9 @@ are read as aligned 32-bit words, of which only those with a needed byte are tou
 The arithmetic of "linear-uint8" is that of OpenCV's uint8 resize, bit by bit: 11-bit weights, two truncations, one rounding.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# What Triton compiles has tensors of its own for arguments, which have no types here.
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -107,7 +110,7 @@ def _left(position, weight, size):
 
 @triton.jit
 def _whole(value):
-    """Rounded to the nearest whole number, ties to even, of 0 <= value < 2 ** 22: what adding 1.5 * 2 ** 23 does to a float32."""
+    """The nearest whole number, ties to even, for 0 <= value < 2 ** 22: what adding 1.5 * 2 ** 23 does to a float32."""
     return ((value + 12582912.0) - 12582912.0).to(tl.int32)
 
 
@@ -181,7 +184,7 @@ def _linear_float(pixels, row_bytes, source_h, source_w, step_y, step_x, in_y, i
 
 @triton.jit
 def _window(index, step, size):
-    """Pillow's triangle filter on an axis: first source pixel, how many, its distance from the centre, and the filter's scale."""
+    """Pillow's triangle filter on an axis: first source pixel, how many, its distance from the centre, the scale."""
     wide = tl.maximum(step, 1.0)
     centre = (index.to(tl.float64) + 0.5) * step
     start = tl.maximum((centre - wide + 0.5).to(tl.int32), 0)

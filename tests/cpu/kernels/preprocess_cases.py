@@ -162,9 +162,7 @@ def _near_tie(size: tuple[int, int], case: Case) -> NDArray[np.bool_]:
 
     placement = place(size, case.preprocess, case.shapes)
     masks = []
-    for source, resized, offset, whole in zip(
-        size, _resized(size, case), placement.offset_yx, placement.input_hw, strict=True
-    ):
+    for source, resized, offset, whole in zip(size, _resized(size, case), placement.offset_yx, placement.input_hw, strict=True):
         index = np.arange(whole) - offset
         at = (index + 0.5) * source / resized
         masks.append(np.abs(at - np.rint(at)) <= (np.abs(index) + 1) * 2**-16)

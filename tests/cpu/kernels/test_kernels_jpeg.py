@@ -20,7 +20,8 @@ from redline.records import DecodedImage, DeviceImage
 from redline.vision import decode
 
 RNG = np.random.default_rng(3)
-PHOTOGRAPHS = sorted((Path(__file__).parents[3].parent.parent / "shared/data/coco_val61/images").glob("*.jpg"))
+SHARED = Path(__file__).parents[3].parent / "shared"
+PHOTOGRAPHS = sorted((SHARED / "data" / "coco_val61" / "images").glob("*.jpg"))
 
 
 def picture(height: int, width: int) -> Image.Image:

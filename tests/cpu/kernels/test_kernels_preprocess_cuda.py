@@ -6,7 +6,6 @@ import ctypes
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
 from preprocess_cases import CASES, Case, compare, outcome, random_case
 
 from redline.kernels.nvrtc import OPTIONS, source
@@ -26,6 +21,7 @@ from redline.kernels.table import Constants, constants
 from redline.records import Preprocess, PreprocessTile
 from redline.records.pixels import TensorType
 
+HERE = Path(__file__).parent
 TILES = (TILE, PreprocessTile(columns=8, rows=1, warps=4), PreprocessTile(columns=1, rows=4, warps=2))
 Run = Callable[[NDArray[np.int64], NDArray[Any], Constants], None]
 

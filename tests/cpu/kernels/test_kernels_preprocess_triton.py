@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("triton", reason="Triton interprets the kernel")
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
 from preprocess_cases import CASES, Case, compare, random_case
 
+pytest.importorskip("triton", reason="Triton interprets the kernel")
+
+HERE = Path(__file__).parent
 RANDOM = 10
 
 
