@@ -5,7 +5,7 @@ are read as aligned 32-bit words, of which only those with a needed byte are tou
 The arithmetic of "linear-uint8" is that of OpenCV's uint8 resize, bit by bit: 11-bit weights, two truncations, one rounding.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # What Triton compiles has tensors of its own for arguments, which have no types here.
 
 from __future__ import annotations
