@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,23 +45,30 @@ TRITON_TILES = tuple(PreprocessTile(columns=columns, rows=rows, warps=warps) for
     (32, 4, 4), (64, 2, 4), (64, 4, 4), (64, 8, 4), (128, 1, 4), (128, 2, 4), (128, 4, 4), (128, 4, 8),
     (256, 1, 4), (256, 2, 8),
 ))  # fmt: skip
+Tiles = Mapping[str, Sequence[PreprocessTile | None]]
+TILES: Tiles = {"cuda": CUDA_TILES, "triton": TRITON_TILES}
+SWEPT = 4
+"""Cases for which all tiles are tried; the others get those that won one of them."""
 COLD = 4
 """Times the L2 cache that the sets together exceed."""
-REPLAYS = 15
+REPLAYS, CALLS = 15, 200
 
 
 def main(given: argparse.Namespace, notes: Any) -> None:
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
     copy_rate = copied(2**30, l2)
     notes.note(copy="1 GiB", gb_s=copy_rate / 1e9, l2_mb=l2 / 1e6)
-    table = [case_rows(case, given, notes, l2, copy_rate) for case in CASES]
+    table: list[list[dict[str, Any]]] = []
+    for index, case in enumerate(CASES):
+        tiles = TILES if index < SWEPT else {kind: won(table, kind) for kind in TILES}
+        table.append(case_rows(case, {kind: [None] for kind in TILES} if given.fixed else tiles, notes, l2, copy_rate))
     print(f"\ncopy {copy_rate / 1e9:.0f} GB/s; share of it by unique bytes (sectors + output); same: a copy of as many bytes")
     print(f"{'case':46}{'MB':>7}{'same':>7}{'cuda us':>9}{'share':>7}{'triton us':>10}{'share':>7}  best tiles")
     for rows in table:
         print(line(rows))
 
 
-def case_rows(case: Timed, given: Any, notes: Any, l2: int, rate: float) -> list[Any]:
+def case_rows(case: Timed, tiles: Tiles, notes: Any, l2: int, rate: float) -> list[Any]:
     """Rows of the best tile of either kernel; all are noted."""
     name, preprocess, size, batch, dtype = case
     sets = image_sets(preprocess, size, batch, dtype, l2)
@@ -69,16 +76,16 @@ def case_rows(case: Timed, given: Any, notes: Any, l2: int, rate: float) -> list
     same = copied(moved["unique"] // 2, l2)
     label = f"{name}, {size[0]} x {size[1]}, batch {batch}, {dtype}"
     best: list[dict[str, Any]] = []
-    for kind, tiles in (("cuda", CUDA_TILES), ("triton", TRITON_TILES)):
+    for kind in tiles:
         rows = []
-        for tile in [None] if given.fixed else tiles:
+        for tile in tiles[kind]:
             try:
                 seconds, facts = timed(sets, kind, tile)
             except Exception as exc:  # a tile that does not compile is a row, not the end
                 notes.note(case=label, kernel=kind, tile=str(tile), failed=repr(exc)[:300])
                 continue
             rows.append({
-                "case": label, "kernel": kind, "tile": [tile.columns, tile.rows, tile.warps] if tile else "default",
+                "case": label, "kernel": kind, "tile": [tile.columns, tile.rows, tile.warps] if tile else "default", "chosen": tile,
                 "us": seconds * 1e6, "gb_s": moved["unique"] / seconds / 1e9, "share_of_copy": moved["unique"] / seconds / rate,
                 "share_needed": (moved["input_needed"] + moved["output"]) / seconds / rate,
                 "share_all": (moved["input_all"] + moved["output"]) / seconds / rate,
@@ -88,8 +95,14 @@ def case_rows(case: Timed, given: Any, notes: Any, l2: int, rate: float) -> list
         if rows:
             best.append(min(rows, key=lambda row: row["us"]))
             others = {str(row["tile"]): round(row["us"], 2) for row in rows}
-            notes.note(**best[-1], all_tiles_us=others)
+            notes.note(**{key: value for key, value in best[-1].items() if key != "chosen"}, all_tiles_us=others)
     return best
+
+
+def won(table: Sequence[Sequence[dict[str, Any]]], kind: str) -> list[PreprocessTile | None]:
+    """Tiles that were the best of a case, and the default."""
+    best = [row["chosen"] for rows in table for row in rows if row["kernel"] == kind]
+    return list(dict.fromkeys([*best, None]))
 
 
 def moved_bytes(each: Setup) -> dict[str, Any]:
@@ -123,8 +136,8 @@ def timed(sets: Sequence[Setup], kind: str, tile: PreprocessTile | None) -> tupl
 
 
 def in_graph(runs: Sequence[Callable[[], Any]]) -> float:
-    """Seconds of one call among all, in turn, in a graph of about 200 calls; median of replays."""
-    rounds = max(1, 200 // len(runs))
+    """Seconds of one call among all, in turn, in a graph of about CALLS calls; median of replays."""
+    rounds = max(1, CALLS // len(runs))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for run in itertools.chain.from_iterable([runs] * rounds):

@@ -17,6 +17,7 @@ from redline.kernels.table import ROW_WORDS, constants, fill_rows
 from redline.records import DeviceBatch, DeviceImage, Preprocess, PreprocessTile
 from redline.vision import input_size
 
+RANDOM, RANDOM_FEW = 60, 6
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -69,7 +70,7 @@ def kernel_for(setup: Setup, kind: str, tile: PreprocessTile | None = None) -> K
 
 
 def main(given: argparse.Namespace, notes: Any) -> None:
-    cases = [*CASES, *(random_case(seed) for seed in range(6 if given.check_only else 60))]
+    cases = [*CASES, *(random_case(seed) for seed in range(RANDOM_FEW if given.check_only else RANDOM))]
     if not given.check_only:
         cases += [Case(name=f"random large {seed}", preprocess=preprocess, sizes=sizes(seed), dtype="fp16", seed=seed)
                   for seed, preprocess in enumerate(LARGE)]  # fmt: skip
