@@ -85,7 +85,8 @@ def case_rows(case: Timed, tiles: Tiles, notes: Any, l2: int, rate: float) -> li
                 notes.note(case=label, kernel=kind, tile=str(tile), failed=repr(exc)[:300])
                 continue
             rows.append({
-                "case": label, "kernel": kind, "tile": [tile.columns, tile.rows, tile.warps] if tile else "default", "chosen": tile,
+                "case": label, "kernel": kind, "tile": [tile.columns, tile.rows, tile.warps] if tile else "default",
+                "chosen": tile,
                 "us": seconds * 1e6, "gb_s": moved["unique"] / seconds / 1e9, "share_of_copy": moved["unique"] / seconds / rate,
                 "share_needed": (moved["input_needed"] + moved["output"]) / seconds / rate,
                 "share_all": (moved["input_all"] + moved["output"]) / seconds / rate,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import subprocess
 import sys
@@ -42,3 +44,18 @@ def test_values_of_random_sizes_are_the_references_with_another_tile(tmp_path: P
     cases = [random_case(seed) for seed in range(RANDOM)]
     for case, output in zip(cases, interpreted(tmp_path, cases, columns=32, rows=64, warps=4), strict=True):
         compare(case, output)
+
+
+@pytest.mark.parametrize(("sampling", "dtype", "capability"), [("linear-uint8", "fp16", "90"), ("linear-float", "fp32", "80")])
+def test_it_compiles_to_word_loads_and_vector_stores(sampling: str, dtype: str, capability: str) -> None:
+    """Also that no product is fused with a sum, which would round otherwise than the reference does."""
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, HERE / "triton_compile.py", sampling, dtype, capability]
+    done = subprocess.run(command, env=clean, capture_output=True, text=True, check=True, timeout=200)
+    found = json.loads(done.stdout)
+    assert found["cubin"] > 1000
+    loads = {name for name in found["instructions"] if name.startswith("ld.global")}
+    assert loads == {"ld.global.b32", "ld.global.b64"}
+    stores = {name: count for name, count in found["instructions"].items() if name.startswith("st.global")}
+    assert stores == {"st.global.v2.b32" if dtype == "fp16" else "st.global.v4.b32": 3}
+    assert not any(name.startswith("fma") for name in found["instructions"])
