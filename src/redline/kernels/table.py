@@ -28,6 +28,8 @@ source rows and columns for one resized row and column. A row of zeros makes an 
 MAX_SIDE = 16_384
 """Pixels of a source image's side. OpenCV's uint8 resize, the reference, has float32 coordinates: further out they lose the
 last bit of its 11-bit interpolation weights."""
+MAX_BYTES = 2**31
+"""Of an image with its rows' padding: the kernels count an image's bytes in 32 bits."""
 
 Sampling = Literal["nearest", "linear-uint8", "linear-float", "antialias-uint8", "antialias-float"]
 
@@ -90,12 +92,12 @@ def _placed(image: DeviceImage, preprocess: Preprocess, shapes: ShapePolicy, bat
             allowed=f"1 to {MAX_SIDE:,} pixels a side",
             fix="cut the image into tiles, or prepare it on the host",
         )
-    if image.row_bytes < 3 * image.width or image.pointer <= 0:
+    if image.row_bytes < 3 * image.width or image.row_bytes * image.height >= MAX_BYTES or image.pointer <= 0:
         raise BadInput(
             "kernels.row-bytes",
             "An image in device memory has an address, and rows that do not overlap",
             got=f"address {image.pointer:#x}, {image.row_bytes} bytes a row of {image.width} pixels",
-            allowed=f"at least {3 * image.width} bytes a row",
+            allowed=f"at least {3 * image.width} bytes a row, less than {MAX_BYTES:,} bytes in all",
         )
     placement = place((image.height, image.width), preprocess, shapes)
     if placement.input_hw != batch.shape[2:]:

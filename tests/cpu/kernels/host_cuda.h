@@ -16,6 +16,23 @@ template <class T> T __ldg(const T *address) { return *address; }
 static unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return (unsigned)((((unsigned long long)high << 32) | low) >> (shift & 31));
 }
+static unsigned __byte_perm(unsigned low, unsigned high, unsigned chosen) {
+    unsigned long long both = ((unsigned long long)high << 32) | low;
+    unsigned found = 0;
+    for (int byte = 0; byte < 4; ++byte) found |= (unsigned)((both >> (8 * ((chosen >> (4 * byte)) & 7))) & 255) << (8 * byte);
+    return found;
+}
+static unsigned __dp2a_lo(unsigned weights, unsigned bytes, unsigned sum) {
+    return sum + (weights & 65535) * (bytes & 255) + (weights >> 16) * ((bytes >> 8) & 255);
+}
+static unsigned __dp2a_hi(unsigned weights, unsigned bytes, unsigned sum) { return __dp2a_lo(weights, bytes >> 16, sum); }
+static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((unsigned long long)a * b) >> 32); }
+static float __uint_as_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+static float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 static double __dadd_rn(double a, double b) { return a + b; }
 static double __dmul_rn(double a, double b) { return a * b; }
 static float __fadd_rn(float a, float b) { return a + b; }

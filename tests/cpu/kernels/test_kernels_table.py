@@ -78,6 +78,7 @@ def test_more_images_than_the_batch_holds_are_refused() -> None:
 
 def test_overlapping_rows_and_no_address_are_refused() -> None:
     assert refused(image(row_bytes=1919)).code == "kernels.row-bytes"
+    assert refused(image(row_bytes=2**31 // 480 + 1)).code == "kernels.row-bytes"
     assert refused(image(pointer=0)).code == "kernels.row-bytes"
 
 
