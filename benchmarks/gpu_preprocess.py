@@ -17,7 +17,7 @@ Predicted before any measurement (H200, 4.3 TB/s copied; float16 output, batch 8
 |--------------------------------------------|-----------|-------|-----------|-----------|---------------------------------|
 | YOLOX 640 letterbox, 1080p (1 row in 3)    | 36        | 8.4   | 12 (70 %) | 16 (53 %) | start and tail of a launch: 3 us|
 | YOLOX 640 letterbox, 4K (1 row in 3)       | 86        | 20    | 26 (77 %) | 32 (63 %) | memory; 6 bytes in 18 are used  |
-| RetinaNet 749 x 1333, 1080p (all rows)     | 99        | 23    | 33 (70 %) | 45 (51 %) | 70 instructions, 7 loads a pixel|
+| RetinaNet 749 x 1333, 1080p (all rows)     | 99        | 23    | 38 (61 %) | 48 (48 %) | 120, 150 instructions a pixel   |
 | RetinaNet 749 x 1333, 4K (70 % of rows)    | 188       | 44    | 55 (80 %) | 70 (63 %) | memory                          |
 | YOLOX 640 letterbox, 480 x 640             | 27        | 6.3   | 9 (70 %)  | 12 (53 %) | start and tail; mostly output   |
 | the same, batch 1                          | 3.4       | 0.8   | 3         | 3.5       | latency alone                   |

@@ -172,14 +172,29 @@ def _linear_float(pixels, row_bytes, source_h, source_w, step_y, step_x, in_y, i
     address = pixels + left.to(tl.int64)[None, :] * 3
     low0, high0 = _pair(address + upper * row_bytes, beside != 0, covered)
     low1, high1 = _pair(address + lower * row_bytes, beside != 0, covered & (below != 0))
+    weights = above * before, above * beside, below * before, below * beside
     red0, green0, blue0 = _first(low0)
     red1, green1, blue1 = _second(low0, high0)
     red2, green2, blue2 = _first(low1)
     red3, green3, blue3 = _second(low1, high1)
-    red = (red0 * before + red1 * beside) * above + (red2 * before + red3 * beside) * below
-    green = (green0 * before + green1 * beside) * above + (green2 * before + green3 * beside) * below
-    blue = (blue0 * before + blue1 * beside) * above + (blue2 * before + blue3 * beside) * below
+    red = _weighted(red0, red1, red2, red3, weights)
+    green = _weighted(green0, green1, green2, green3, weights)
+    blue = _weighted(blue0, blue1, blue2, blue3, weights)
     return red, green, blue
+
+
+@triton.jit
+def _weighted(first, second, third, fourth, weights):
+    total = _float(first) * weights[0]
+    total = tl.fma(_float(second), weights[1], total)
+    total = tl.fma(_float(third), weights[2], total)
+    return tl.fma(_float(fourth), weights[3], total)
+
+
+@triton.jit
+def _float(byte):
+    """0 to 255 as a float32 by way of the low bits of 2 ** 23: a conversion runs at an eighth of this rate."""
+    return (byte | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
 
 
 @triton.jit
