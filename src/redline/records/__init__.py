@@ -59,6 +59,7 @@ from redline.records.engine import (
 )
 from redline.records.layers import BoundaryCheck, HeldNode, LayerFault, LayerParity, LayerPoint
 from redline.records.node import DecodePlace, Node, NodeLimit, NodeLimits, Resource
+from redline.records.pixels import DecodedImage, DeviceBatch, DeviceImage, PreprocessTile, TensorType
 from redline.records.plan import (
     PLAN_SCHEMA,
     Assumption,
@@ -172,11 +173,14 @@ __all__ = [
     "Dataset",
     "Decision",
     "DecodePlace",
+    "DecodedImage",
     "Detections",
     "Detector",
     "Determinism",
     "DeviceAnswer",
+    "DeviceBatch",
     "DeviceFacts",
+    "DeviceImage",
     "DeviceKind",
     "EfficiencyTable",
     "EngineBuild",
@@ -236,6 +240,7 @@ __all__ = [
     "Predict",
     "PredictionCheck",
     "Preprocess",
+    "PreprocessTile",
     "Price",
     "ProfileKind",
     "Pruned",
@@ -269,6 +274,7 @@ __all__ = [
     "TensorFact",
     "TensorRTFacts",
     "TensorRTSpec",
+    "TensorType",
     "Traffic",
     "Trial",
     "Truth",
