@@ -31,6 +31,13 @@ def warm(bench: Bench) -> None:
     time_torch(bench, "retina91", "fp16", RETINA, scale=NORMAL, compiled=True, seconds=0.5)
 
 
+def warm_two(bench: Bench) -> None:
+    """What the phases with two profiles compile."""
+    for name, shape, scale in (("retina91", RETINA, NORMAL), ("yolox640", YOLOX[0], 1.0)):
+        for count in (32, 1):
+            time_torch(bench, name, "fp16", (count, *shape[1:]), scale=scale, compiled=True, seconds=0.2)
+
+
 def warm_yolox(bench: Bench) -> None:
     for shape in YOLOX:
         time_torch(bench, "yolox640", "fp16", shape, scale=1.0, compiled=True, seconds=0.5)
@@ -105,8 +112,9 @@ def retina_two(bench: Bench) -> None:
     build = pair_of_profiles(bench, "retina91", RETINA)
     for count in (1, 4, 8, 16, 32, 1):
         time_engine(bench, "retina91", "fp16", build, (count, *RETINA[1:]), scale=NORMAL)
-    for count in (1, 32):
-        time_torch(bench, "retina91", "fp16", (count, *RETINA[1:]), scale=NORMAL, compiled=True, seconds=4)
+    time_torch(bench, "retina91", "fp16", RETINA, scale=NORMAL, compiled=True, seconds=4)
+    for precision in ("tf32", "fp32"):
+        time_torch(bench, "retina91", precision, RETINA, scale=NORMAL, seconds=2)
     check(bench, "retina91", build, images(RETINA, NORMAL))
     inspect(bench, "retina91", build, images(RETINA, NORMAL))
 
@@ -257,7 +265,8 @@ def requests(bench: Bench, build: EngineBuild, sizes: list[tuple[int, int]]) -> 
 
 
 PHASES: dict[str, Any] = {
-    "warm": warm, "warm_yolox": warm_yolox, "retina_build": retina_build, "retina_rebuild": retina_rebuild, "retina": retina,
+    "warm": warm, "warm_two": warm_two, "warm_yolox": warm_yolox,
+    "retina_build": retina_build, "retina_rebuild": retina_rebuild, "retina": retina,
     "retina_many": retina_many, "retina_wide": retina_wide, "bccd": bccd,
     "wide_tf32": partial(wide_type, precision="tf32"), "wide_fp32": partial(wide_type, precision="fp32"),
     "packed": lambda bench: moonshot(bench, "packed"), "native": lambda bench: moonshot(bench, "native"),

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-from gpu_models import graph
+from gpu_models import STEM, graph
 from redline.plan.costs import read_costs
 from redline.plan.devices import device
 from redline.plan.efficiency import BELIEF, PUBLISHED, KernelTime, Measured, calibrate, kernel_times
@@ -22,6 +22,8 @@ from redline.records.cost import EfficiencyTable, ModelCosts, Roofline
 
 RESULTS = Path(__file__).parent / "results"
 NAME = re.compile(r"[A-Za-z_]\w*")
+PLAIN = ("int8", "fp16")
+"""Labels of the INT8 benchmark for the model's own graph."""
 RESIZED = {"yolox416": "yolox640"}
 """The same graph at another size: result files name it by the size it was exported at."""
 
@@ -76,8 +78,9 @@ def points(files: Sequence[Path], how: str = "tensorrt") -> list[Point]:
     for file, name, row in rows(files):
         if row.get("what") != "latency" or not row["how"].startswith(how) or row["telemetry"]["processes"]:
             continue
-        if row.get("built_as", row["model"]) == row["model"]:
-            found[name, row["model"], tuple(row["shape"]), row["how"]].append((row["p50_ms"], file))
+        if row.get("built_as", row["model"]) in (row["model"], *PLAIN):
+            model = row["model"].removesuffix(STEM)  # two casts more than the model's own
+            found[name, model, tuple(row["shape"]), row["how"]].append((row["p50_ms"], file))
     return [
         Point(*key, tuple(p50 for p50, _ in seen), tuple(sorted({file for _, file in seen})))
         for key, seen in sorted(found.items())

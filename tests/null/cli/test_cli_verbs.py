@@ -271,7 +271,7 @@ def test_init_demo_makes_a_project_that_loads(here, capsys, monkeypatch):
     spec = redline.load_spec("demo/detector.toml")
     assert (spec.model.factory, spec.model.weights, spec.model.head.kind) == ("redline.zoo:demo", None, "yolox")
     assert (spec.model.preprocess.size, spec.model.preprocess.channels) == ((320, 320), "rgb")
-    assert (spec.objective.p95_ms, spec.objective.throughput, spec.budget.minutes) == (150.0, 40.0, 0.5)
+    assert (spec.objective.p95_ms, spec.objective.throughput, spec.budget.minutes) == (300.0, 40.0, 0.5)
     text = Path("demo/detector.toml").read_text()
     assert '"val/images"' in text
     assert "weights" not in text.replace("# weights", "")
