@@ -136,3 +136,28 @@ def mb(count: float) -> str:
 
 def pct(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
+
+
+COMPARED = "2026-11-29-h200-plan-compared.json"
+INT8 = "2026-11-29-h200-int8-retinanet.json"
+
+
+def seen_on_h200() -> dict[str, Any]:
+    """What the plan expected of an H200, written down before, beside what was measured: RetinaNet under a CUDA graph."""
+    rows = {(row["how"], row["shape"][0]): row for row in result(COMPARED)["rows"] if row["model"] == "retina91"}
+    narrow = rows["tensorrt int8 graph", 32]
+    verdict = next(row for row in result(INT8)["phases"]["retina_32"] if row["what"] == "verdict")
+    batches = [row["measured_us"] / row["expected_us"] - 1 for (how, n), row in rows.items() if "fp16" in how and n > 1]
+    return {
+        "compared_file": COMPARED,
+        "int8_file": INT8,
+        "int8_batch": narrow["shape"][0],
+        "int8_expected_ms": ms(narrow["expected_us"] / 1000),
+        "int8_measured_ms": ms(narrow["measured_us"] / 1000),
+        "int8_gain": times(verdict["times_faster"]),
+        "int8_gain_expected": times(rows["tensorrt fp16 graph", 32]["expected_us"] / narrow["expected_us"]),
+        "int8_rate": number(verdict["int8_images_per_s"]),
+        "int8_rate_expected": number(narrow["shape"][0] / narrow["expected_us"] * 1e6),
+        "batches": " to ".join(str(n) for n in (min(n for _, n in rows if n > 1), max(n for _, n in rows))),
+        "batches_off": " to ".join(pct(-off) for off in (max(batches), min(batches))),
+    }

@@ -20,6 +20,7 @@ from decision_model import (
     pct,
     published,
     result,
+    seen_on_h200,
     table,
     times,
 )
@@ -73,6 +74,7 @@ def int8() -> dict[str, Any]:
     mixed = _mixed_ms()
     half, narrow = (expected_ms(RETINANET, "h100-sxm", arithmetic) for arithmetic in ("fp16", "int8"))
     return {
+        **seen_on_h200(),
         "expected": table(("network", "GPU", "batch 1, FP16 -> INT8 ms", "gain", "batch 8, ms", "gain"), rows),
         "speed": table(("measured by others", "FP16 -> INT8", "gain", "source"), speed),
         "accuracy": table(("calibration", "mAP", "relative drop", "source"), accuracy),

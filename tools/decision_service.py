@@ -28,6 +28,7 @@ from decision_model import (
     published,
     rate,
     result,
+    seen_on_h200,
     table,
     times,
 )
@@ -70,6 +71,7 @@ def batching() -> dict[str, Any]:
     sharing = highest(path(curve, max_batch=best_key[0], instances=2, slowdown=(1.0, 2.0)))
     longest = max(delay for _, delay in _KNOBS)
     return {
+        **seen_on_h200(),
         "size": SIZES[RETINANET],
         "settings": table(("batch up to", "queue delay ms", "full batch ms", "highest rate/s", "mean batch"), rows),
         "loads": table(("load", "rate/s", "P50 ms", "P95 ms", "P99 ms", "mean batch", "requests inside"), loads),
