@@ -1,0 +1,1 @@
+"""GPU kernels for what happens before and after the network."""
