@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 class Tiles:
     """Sizes of the kernels' blocks, all powers of two; warps a block. They change the speed alone."""
 
-    filter: int = 4096
+    filter: int = 2048
     """Scores a block of the filter reads."""
     filter_warps: int = 4
-    listed: int = 4096
+    listed: int = 2048
     """Survivors read at once by a block of the selection, and blocks a group."""
     listed_warps: int = 8
     programs: int = 32
     ranked: int = 32
     """Candidates a block ranks and decodes, against so many at once."""
     ranked_against: int = 128
-    overlapped: int = 128
+    overlapped: int = 64
     """Candidates a block compares with 32 times `words` others."""
     words: int = 2
     suppressed: int = 64
@@ -117,7 +117,7 @@ class PostprocessKernels:
         """The first stages: scores above the threshold, and the best of each level."""
         tiles, groups = self.tiles, (self.tiles.programs, images * self._levels)
         form = (self._levels, self.classes, self._yolox, self.head.activation == "sigmoid")
-        shared = (raw, self._level_table, self.found, self._list_index, self._list_value)
+        shared = (raw, self._level_table, self.found, self._listed)
         total = images * self._elements
         bounds = (self._bound, self._threshold, self._elements, self._slots)
         select.filter_scores[(self._filter_tiles, images)](
@@ -194,7 +194,7 @@ class PostprocessKernels:
         self._histogram, found, self.chosen_count = self._zeroed.split((groups * bins, groups, images))
         self.found = found.view(images, self._levels)
         self._state = empty(groups, select.PASSES.value, 2, dtype=torch.int64)
-        self._list_index, self._list_value = empty(images, slot, dtype=torch.int32), empty(images, slot)
+        self._listed = empty(images, slot, dtype=torch.int64)
         self._chosen = empty(images, self._candidates, dtype=torch.int64)
         self._boxes, self._scores = empty(images, 4, self._candidates), empty(images, self._candidates)
         self._labels = empty(images, self._candidates, dtype=torch.int32)

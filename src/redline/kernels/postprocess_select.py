@@ -11,8 +11,6 @@ the image's (anchors x classes) scores, first slot and number of slots of the su
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -20,9 +18,9 @@ INDEX_BITS = tl.constexpr(29)
 """Low bits of a key; above them are the 31 of a score that is not negative."""
 INDEX_MASK = tl.constexpr((1 << 29) - 1)
 KEY_BITS = tl.constexpr(60)
-DIGIT_BITS = tl.constexpr(12)
-BINS = tl.constexpr(4096)
-PASSES = tl.constexpr(5)
+DIGIT_BITS = tl.constexpr(10)
+BINS = tl.constexpr(1024)
+PASSES = tl.constexpr(6)
 """Digits of a key."""
 LEVEL_FIELDS = tl.constexpr(5)
 ALIGNED = tl.constexpr(16)
@@ -30,16 +28,16 @@ ALIGNED = tl.constexpr(16)
 
 
 @triton.jit
-def sigmoid(x: Any) -> Any:
+def sigmoid(x):
     """1 / (1 + exp(-x)), float32, rounded as a division should be."""
     return tl.div_rn(1.0, 1.0 + tl.exp(-x))
 
 
 @triton.jit
 def _passing(
-    raw: Any, at: Any, inside: Any, whole: Any, bound: Any, threshold: Any,
+    raw, at, inside, whole, bound, threshold,
     classes: tl.constexpr, yolox: tl.constexpr, logits: tl.constexpr,
-) -> Any:  # fmt: skip
+):  # fmt: skip
     """Values of the batch's score elements `at`, and which of them pass the threshold. NaN passes no comparison.
 
     retinanet: the value is the network's number itself, compared with `bound`, which for logits is the largest whose sigmoid is
@@ -67,14 +65,14 @@ def _passing(
 
 @triton.jit
 def filter_scores(
-    raw: Any, levels: Any, counts: Any, list_index: Any, list_value: Any, total: Any, bound: Any, threshold: Any,
-    elements: Any, slots: Any, level_count: tl.constexpr, classes: tl.constexpr, yolox: tl.constexpr,
+    raw, levels, counts, listed, total, bound, threshold,
+    elements, slots, level_count: tl.constexpr, classes: tl.constexpr, yolox: tl.constexpr,
     logits: tl.constexpr, tile: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Grid (tiles, images): every score read once, those above the threshold appended to their group's list.
 
     counts (images, levels) int32, zero before: survivors, also those that the list has no slot for; whoever reads the list must
-    then read the scores instead. list_index, list_value (images, slots). `total` = images * `elements`.
+    then read the scores instead. listed (images, slots) int64: the flat index above the bits of the value. `total` = images * `elements`.
     """
     tile_id, image = tl.program_id(0), tl.program_id(1)
     level = 0
@@ -93,14 +91,13 @@ def filter_scores(
     count = tl.sum(hits)
     if count > 0:
         slot = tl.atomic_add(counts + image * level_count + level, count, sem="relaxed") + tl.cumsum(hits) - 1
-        listed = passed & (slot < tl.load(fields + 4))
-        place = image.to(tl.int64) * slots + tl.load(fields + 3) + slot
-        tl.store(list_index + place, at - origin, mask=listed)
-        tl.store(list_value + place, value, mask=listed)
+        entry = ((at - origin).to(tl.int64) << 32) | value.to(tl.int32, bitcast=True).to(tl.uint32, bitcast=True).to(tl.int64)
+        place = listed + image.to(tl.int64) * slots + tl.load(fields + 3) + slot
+        tl.store(place, entry, mask=passed & (slot < tl.load(fields + 4)))
 
 
 @triton.jit
-def _keys(flat: Any, value: Any, lazy: tl.constexpr) -> Any:
+def _keys(flat, value, lazy: tl.constexpr):
     """Keys of candidates; `lazy`: the list has logits, whose sigmoid is taken only now, of the few that survived."""
     score = sigmoid(value) if lazy else value
     bits = score.to(tl.int32, bitcast=True).to(tl.int64)
@@ -108,7 +105,7 @@ def _keys(flat: Any, value: Any, lazy: tl.constexpr) -> Any:
 
 
 @triton.jit
-def _narrowed(state: Any, histogram: Any, group: Any, groups: Any, digits: tl.constexpr, limit: Any) -> Any:
+def _narrowed(state, histogram, group, groups, digits: tl.constexpr, limit):
     """Threshold key and number still wanted after `digits` digits; 0 wanted: all keys from the threshold on are `limit` many.
 
     state (groups, PASSES, 2) int64 has both from before the last digit, histogram (PASSES, groups, BINS) counts it.
@@ -133,10 +130,10 @@ def _narrowed(state: Any, histogram: Any, group: Any, groups: Any, digits: tl.co
 
 @triton.jit
 def count_digits(
-    raw: Any, levels: Any, counts: Any, list_index: Any, list_value: Any, state: Any, histogram: Any, bound: Any,
-    threshold: Any, elements: Any, slots: Any, limit: Any, digits: tl.constexpr, level_count: tl.constexpr,
+    raw, levels, counts, listed, state, histogram, bound,
+    threshold, elements, slots, limit, digits: tl.constexpr, level_count: tl.constexpr,
     classes: tl.constexpr, yolox: tl.constexpr, logits: tl.constexpr, tile: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Grid (programs, groups): histogram of digit `digits` of the keys that agree with the threshold so far.
 
     Nothing is done in groups of at most `limit` survivors, or once the threshold is known.
@@ -151,18 +148,19 @@ def count_digits(
         if wanted > 0:
             fields = levels + group % level_count * LEVEL_FIELDS
             image = group // level_count
-            low, listed = tl.load(fields + 1), found <= tl.load(fields + 4)
-            stop = tl.where(listed, found, tl.load(fields + 2) - low)
-            place = image.to(tl.int64) * slots + tl.load(fields + 3)
+            low, complete = tl.load(fields + 1), found <= tl.load(fields + 4)
+            stop = tl.where(complete, found, tl.load(fields + 2) - low)
+            place = listed + image.to(tl.int64) * slots + tl.load(fields + 3)
             shift: tl.constexpr = KEY_BITS - (digits + 1) * DIGIT_BITS
             seen = tl.zeros((BINS,), tl.int32)
             start = tl.program_id(0) * tile
             while start < stop:
                 at = start + tl.arange(0, tile)
                 inside = at < stop
-                if listed:
-                    flat = tl.load(list_index + place + at, mask=inside, other=0)
-                    value = tl.load(list_value + place + at, mask=inside, other=0.0)
+                if complete:
+                    entry = tl.load(place + at, mask=inside, other=0)
+                    flat = (entry >> 32).to(tl.int32)
+                    value = entry.to(tl.int32).to(tl.float32, bitcast=True)
                 else:
                     flat = low + at
                     value, inside = _passing(
@@ -178,11 +176,11 @@ def count_digits(
 
 @triton.jit
 def collect(
-    raw: Any, levels: Any, counts: Any, list_index: Any, list_value: Any, state: Any, histogram: Any, chosen: Any,
-    chosen_count: Any, bound: Any, threshold: Any, elements: Any, slots: Any, limit: Any, capacity: Any,
+    raw, levels, counts, listed, state, histogram, chosen,
+    chosen_count, bound, threshold, elements, slots, limit, capacity,
     level_count: tl.constexpr, classes: tl.constexpr, yolox: tl.constexpr,
     logits: tl.constexpr, tile: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Grid (programs, groups): the keys of each image's chosen candidates, in no order.
 
     chosen (images, capacity) int64; chosen_count (images,) int32, zero before; `capacity` >= level_count * limit.
@@ -193,16 +191,17 @@ def collect(
     if found > limit:
         floor, wanted = _narrowed(state, histogram, group, groups, PASSES, limit)
     fields = levels + group % level_count * LEVEL_FIELDS
-    low, listed = tl.load(fields + 1), found <= tl.load(fields + 4)
-    stop = tl.where(listed, found, tl.load(fields + 2) - low)
-    place = image.to(tl.int64) * slots + tl.load(fields + 3)
+    low, complete = tl.load(fields + 1), found <= tl.load(fields + 4)
+    stop = tl.where(complete, found, tl.load(fields + 2) - low)
+    place = listed + image.to(tl.int64) * slots + tl.load(fields + 3)
     start = tl.program_id(0) * tile
     while start < stop:
         at = start + tl.arange(0, tile)
         inside = at < stop
-        if listed:
-            flat = tl.load(list_index + place + at, mask=inside, other=0)
-            value = tl.load(list_value + place + at, mask=inside, other=0.0)
+        if complete:
+            entry = tl.load(place + at, mask=inside, other=0)
+            flat = (entry >> 32).to(tl.int32)
+            value = entry.to(tl.int32).to(tl.float32, bitcast=True)
         else:
             flat = low + at
             value, inside = _passing(raw, image * elements + flat, inside, False, bound, threshold, classes, yolox, logits)

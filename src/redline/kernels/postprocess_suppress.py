@@ -7,8 +7,6 @@ exp alone differs, by less than a rounding: it is taken in float64.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -20,8 +18,8 @@ GEOMETRY = tl.constexpr(10)
 
 @triton.jit
 def _axis(
-    codes: Any, bases: Any, middle: tl.constexpr, mask: Any, yolox: tl.constexpr, largest: tl.constexpr
-) -> Any:
+    codes, bases, middle: tl.constexpr, mask, yolox: tl.constexpr, largest: tl.constexpr
+):
     """Low and high corner along x (`middle` 0) or y (1) of the boxes coded at `codes`, one row a candidate.
 
     bases: anchors x1, y1, x2, y2 (retinanet); column and row of the cell, and twice the stride (yolox).
@@ -42,7 +40,7 @@ def _axis(
 
 
 @triton.jit
-def _clipped(x: Any, low: Any, high: Any) -> Any:
+def _clipped(x, low, high):
     """x between `low` and `high`; NaN stays NaN."""
     x = tl.where(x < low, low, x)
     return tl.where(x > high, high, x)
@@ -50,10 +48,10 @@ def _clipped(x: Any, low: Any, high: Any) -> Any:
 
 @triton.jit
 def order_and_decode(
-    chosen: Any, chosen_count: Any, codes: Any, bases: Any, geometry: Any, boxes: Any, scores: Any, labels: Any,
-    anchors: Any, capacity: Any, classes: tl.constexpr, code_width: tl.constexpr, yolox: tl.constexpr,
+    chosen, chosen_count, codes, bases, geometry, boxes, scores, labels,
+    anchors, capacity, classes: tl.constexpr, code_width: tl.constexpr, yolox: tl.constexpr,
     largest: tl.constexpr, rows: tl.constexpr, chunk: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Grid (capacity / rows, images): each candidate's rank is the number of greater keys; its box is decoded to that place.
 
     boxes (images, 4, capacity) float32 in network-input pixels, scores and labels (images, capacity) float32, int32, by
@@ -93,9 +91,9 @@ def order_and_decode(
 
 @triton.jit
 def overlap_bits(
-    chosen_count: Any, boxes: Any, labels: Any, bits: Any, capacity: Any, words: Any, iou: Any,
+    chosen_count, boxes, labels, bits, capacity, words, iou,
     class_aware: tl.constexpr, rows: tl.constexpr, group: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Grid (capacity / rows, words / group, images): bit j of word w of row i is set if candidate i suppresses 32 w + j.
 
     bits (images, capacity, words) int32. Words wholly left of the diagonal, and beyond the candidates, are left as they are.
@@ -132,7 +130,7 @@ def overlap_bits(
 
 
 @triton.jit
-def _undefeated(bits: Any, words: Any, rank: Any, alive: Any, block: tl.constexpr) -> Any:
+def _undefeated(bits, words, rank, alive, block: tl.constexpr):
     """Greedy suppression within one block of ranks, 1 or 0 each.
 
     A candidate stays if none that stays comes before it and suppresses it. Applying this to a guess until nothing changes gives
@@ -153,9 +151,9 @@ def _undefeated(bits: Any, words: Any, rank: Any, alive: Any, block: tl.constexp
 
 @triton.jit
 def _emit(
-    boxes: Any, scores: Any, labels: Any, geometry: Any, out_boxes: Any, out_scores: Any, out_labels: Any, capacity: Any,
-    rank: Any, position: Any, given: Any,
-) -> None:  # fmt: skip
+    boxes, scores, labels, geometry, out_boxes, out_scores, out_labels, capacity,
+    rank, position, given,
+):  # fmt: skip
     """Detections at `rank` to `position`, boxes in pixels of the source image: `vision.to_source` in float64."""
     for corner in tl.static_range(4):
         box = tl.load(boxes + corner * capacity + rank, mask=given, other=0.0).to(tl.float64)
@@ -169,10 +167,10 @@ def _emit(
 
 @triton.jit
 def suppress(
-    chosen_count: Any, boxes: Any, scores: Any, labels: Any, bits: Any, geometry: Any, out_boxes: Any, out_scores: Any,
-    out_labels: Any, out_count: Any, capacity: Any, words: Any, limit: Any, word_block: tl.constexpr,
+    chosen_count, boxes, scores, labels, bits, geometry, out_boxes, out_scores,
+    out_labels, out_count, capacity, words, limit, word_block: tl.constexpr,
     block: tl.constexpr, limit_block: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Grid (images,): blocks of ranks in order until all are seen or `limit` are kept; unused places get 0, 0 and label -1.
 
     out_boxes (images, limit, 4) float32 in source pixels, out_scores, out_labels (images, limit), out_count (images,) int32.
