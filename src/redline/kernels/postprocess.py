@@ -1,4 +1,4 @@
-"""Raw network outputs on the GPU to detections in source pixels, without leaving the GPU: `vision.postprocess` as Triton kernels.
+"""Raw network outputs to detections in source pixels without leaving the GPU: `vision.postprocess` as Triton kernels.
 
 Nothing is allocated and the host waits for nothing in `launch`, so that it can be captured in a CUDA graph. The results are the
 same every time: see `postprocess_select` for the order of candidates, `postprocess_suppress` for the arithmetic.
@@ -6,8 +6,9 @@ same every time: see `postprocess_select` for the order of candidates, `postproc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,7 +86,9 @@ class PostprocessKernels:
         self._levels = len(levels)
         self._allocate(levels, torch.device(device))
         self._table(torch.device(device))
-        self._bound, self._threshold = self._bounds()
+        logits, threshold = head.activation == "sigmoid", at_most(post.score)
+        self._bounds = (logit_bound(threshold) if logits else float(threshold), float(threshold), self._elements, self._slots)
+        self._form = (self._levels, classes, self._yolox, logits)
         self._iou = float("inf") if post.iou >= 1 else float(at_most(post.iou))
 
     def place(self, placements: Sequence[Placement]) -> None:
@@ -106,35 +109,44 @@ class PostprocessKernels:
 
         Raises TrialError: kernel-inputs (shapes or types that do not fit).
         """
-        images = self._checked(outputs)
-        self._zeroed.zero_()
-        self.choose(outputs[0], images)
-        self.decode(outputs, images)
-        self.overlap(images)
-        self.suppress(images)
+        for _, stage in self.stages(outputs):
+            stage()
 
-    def choose(self, raw: torch.Tensor, images: int) -> None:
-        """The first stages: scores above the threshold, and the best of each level."""
-        tiles, groups = self.tiles, (self.tiles.programs, images * self._levels)
-        form = (self._levels, self.classes, self._yolox, self.head.activation == "sigmoid")
-        shared = (raw, self._level_table, self.found, self._listed)
-        total = images * self._elements
-        bounds = (self._bound, self._threshold, self._elements, self._slots)
+    def stages(self, outputs: Sequence[torch.Tensor]) -> list[tuple[str, Callable[[], object]]]:
+        """What `launch` queues, in order, by name: each needs all before it. Raises TrialError as `launch` does."""
+        images = self._checked(outputs)
+        return [
+            ("reset", self._zeroed.zero_),
+            ("filter", partial(self._filter, outputs[0], images)),
+            ("select", partial(self._select, outputs[0], images)),
+            ("decode", partial(self._decode, outputs, images)),
+            ("overlap", partial(self._overlap, images)),
+            ("suppress", partial(self._suppress, images)),
+        ]
+
+    def _filter(self, raw: torch.Tensor, images: int) -> None:
+        """Scores above the threshold."""
+        tiles, total = self.tiles, images * self._elements
         select.filter_scores[(self._filter_tiles, images)](
-            *shared, total, *bounds, *form, tiles.filter, num_warps=tiles.filter_warps, enable_fp_fusion=False
-        )
-        state = (self._state, self._histogram)
+            raw, self._level_table, self.found, self._listed, total, *self._bounds, *self._form, tiles.filter,
+            num_warps=tiles.filter_warps, enable_fp_fusion=False,
+        )  # fmt: skip
+
+    def _select(self, raw: torch.Tensor, images: int) -> None:
+        """The best of each level."""
+        tiles, groups = self.tiles, (self.tiles.programs, images * self._levels)
+        shared = (raw, self._level_table, self.found, self._listed, self._state, self._histogram)
         for digit in range(select.PASSES.value):
             select.count_digits[groups](
-                *shared, *state, *bounds, self._limit, digit, *form, tiles.listed,
+                *shared, *self._bounds, self._limit, digit, *self._form, tiles.listed,
                 num_warps=tiles.listed_warps, enable_fp_fusion=False,
             )  # fmt: skip
         select.collect[groups](
-            *shared, *state, self._chosen, self.chosen_count, *bounds, self._limit, self._candidates, *form, tiles.listed,
+            *shared, self._chosen, self.chosen_count, *self._bounds, self._limit, self._candidates, *self._form, tiles.listed,
             num_warps=tiles.listed_warps, enable_fp_fusion=False,
         )  # fmt: skip
 
-    def decode(self, outputs: Sequence[torch.Tensor], images: int) -> None:
+    def _decode(self, outputs: Sequence[torch.Tensor], images: int) -> None:
         """Candidates in order, with their boxes."""
         tiles = self.tiles
         codes, width = (outputs[0], self.classes + 5) if self._yolox else (outputs[1], 4)
@@ -144,7 +156,7 @@ class PostprocessKernels:
             tiles.ranked_against, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
 
-    def overlap(self, images: int) -> None:
+    def _overlap(self, images: int) -> None:
         """Which candidate suppresses which."""
         tiles = self.tiles
         grid = (-(-self._candidates // tiles.overlapped), -(-self._words // tiles.words), images)
@@ -153,7 +165,7 @@ class PostprocessKernels:
             self.post.class_aware, tiles.overlapped, tiles.words, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
 
-    def suppress(self, images: int) -> None:
+    def _suppress(self, images: int) -> None:
         """Candidates that nothing better suppresses, in source pixels."""
         tiles = self.tiles
         suppression.suppress[(images,)](
@@ -191,7 +203,7 @@ class PostprocessKernels:
         self._level_table = torch.tensor(table, dtype=torch.int32, device=device)
         # Counters in one block, so that one fill resets them.
         self._zeroed = torch.zeros(groups * bins + groups + images, dtype=torch.int32, device=device)
-        self._histogram, found, self.chosen_count = self._zeroed.split((groups * bins, groups, images))
+        self._histogram, found, self.chosen_count = torch.split(self._zeroed, [groups * bins, groups, images])
         self.found = found.view(images, self._levels)
         self._state = empty(groups, select.PASSES.value, 2, dtype=torch.int64)
         self._listed = empty(images, slot, dtype=torch.int64)
@@ -199,7 +211,11 @@ class PostprocessKernels:
         self._boxes, self._scores = empty(images, 4, self._candidates), empty(images, self._candidates)
         self._labels = empty(images, self._candidates, dtype=torch.int32)
         self._bits = empty(images, self._candidates, self._words, dtype=torch.int32)
-        self.boxes, self.scores, self.labels = empty(images, limit, 4), empty(images, limit), self._labels.new_empty(images, limit)
+        self.boxes, self.scores, self.labels = (
+            empty(images, limit, 4),
+            empty(images, limit),
+            self._labels.new_empty(images, limit),
+        )
         self.counts = empty(images, dtype=torch.int32)
         self.geometry = torch.ones(images, suppression.GEOMETRY.value, dtype=torch.float64, device=device)
         self._staged = torch.ones(images, suppression.GEOMETRY.value, dtype=torch.float64, pin_memory=device.type == "cuda")
@@ -212,11 +228,6 @@ class PostprocessKernels:
         else:
             bases = np.array(retinanet_anchors(self.head, self.input_hw))
         self._bases = torch.from_numpy(bases).to(device)
-
-    def _bounds(self) -> tuple[float, float]:
-        """What the network's own numbers are compared with, and scores."""
-        threshold = at_most(self.post.score)
-        return logit_bound(threshold) if self.head.activation == "sigmoid" else float(threshold), float(threshold)
 
     def _checked(self, outputs: Sequence[torch.Tensor]) -> int:
         images = len(outputs[0]) if len(outputs) else 0

@@ -11,8 +11,9 @@ the image's (anchors x classes) scores, first slot and number of slots of the su
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
+
+import triton
 
 INDEX_BITS = tl.constexpr(29)
 """Low bits of a key; above them are the 31 of a score that is not negative."""
@@ -55,7 +56,7 @@ def _passing(
             value = value * objectness
         passed = inside & (value > threshold)
     else:
-        if whole:  # a mask whose end is not a multiple of the vector's width makes loads element by element
+        if whole:  # noqa: SIM108 - a mask whose end is no multiple of the vector's width makes loads element by element
             value = tl.load(raw + at).to(tl.float32)
         else:
             value = tl.load(raw + at, mask=inside, other=0.0).to(tl.float32)
@@ -72,7 +73,8 @@ def filter_scores(
     """Grid (tiles, images): every score read once, those above the threshold appended to their group's list.
 
     counts (images, levels) int32, zero before: survivors, also those that the list has no slot for; whoever reads the list must
-    then read the scores instead. listed (images, slots) int64: the flat index above the bits of the value. `total` = images * `elements`.
+    then read the scores instead. listed (images, slots) int64: the flat index above the bits of the value. `total` is the
+    number of scores of the batch.
     """
     tile_id, image = tl.program_id(0), tl.program_id(1)
     level = 0
@@ -189,7 +191,7 @@ def collect(
     found, image = tl.load(counts + group), group // level_count
     floor = tl.zeros((), tl.int64)
     if found > limit:
-        floor, wanted = _narrowed(state, histogram, group, groups, PASSES, limit)
+        floor, _ = _narrowed(state, histogram, group, groups, PASSES, limit)
     fields = levels + group % level_count * LEVEL_FIELDS
     low, complete = tl.load(fields + 1), found <= tl.load(fields + 4)
     stop = tl.where(complete, found, tl.load(fields + 2) - low)

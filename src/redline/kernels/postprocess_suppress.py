@@ -1,15 +1,15 @@
 """The chosen candidates to detections: order, boxes, pairwise overlaps as bits, greedy suppression. Triton kernels.
 
-The arithmetic is that of `redline.vision`, operation for operation in float32 (float64 where boxes go back to the source image),
+The arithmetic is that of `redline.vision`, operation for operation in float32 (float64 where boxes go back to the source),
 with IEEE division; launch with `enable_fp_fusion=False`, as a fused multiply-add rounds once where the reference rounds twice.
 exp alone differs, by less than a rounding: it is taken in float64.
 """
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+import triton
 from redline.kernels.postprocess_select import INDEX_BITS, INDEX_MASK
 
 GEOMETRY = tl.constexpr(10)
@@ -17,9 +17,7 @@ GEOMETRY = tl.constexpr(10)
 
 
 @triton.jit
-def _axis(
-    codes, bases, middle: tl.constexpr, mask, yolox: tl.constexpr, largest: tl.constexpr
-):
+def _axis(codes, bases, middle: tl.constexpr, mask, yolox: tl.constexpr, largest: tl.constexpr):
     """Low and high corner along x (`middle` 0) or y (1) of the boxes coded at `codes`, one row a candidate.
 
     bases: anchors x1, y1, x2, y2 (retinanet); column and row of the cell, and twice the stride (yolox).

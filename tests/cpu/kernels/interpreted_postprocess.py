@@ -62,9 +62,7 @@ def raw(head: Head, images: int, dtype: Any = np.float32, mean: float = -1.5, se
 
 
 def kernels(head: Head, post: Postprocess, images: int, tiles: Tiles = TILES, **capacity: Any) -> PostprocessKernels:
-    return PostprocessKernels(
-        head, post, HW, CLASSES, Capacity(images=images, **capacity), device="cpu", tiles=tiles
-    )
+    return PostprocessKernels(head, post, HW, CLASSES, Capacity(images=images, **capacity), device="cpu", tiles=tiles)
 
 
 def run(made: PostprocessKernels, outputs: Sequence[Any], places: Sequence[Placement]) -> list[Detections]:
@@ -176,7 +174,7 @@ def test_all_scores_equal(head: Head) -> None:
 
 @HEADS
 def test_numbers_that_are_none(head: Head) -> None:
-    """NaN scores never pass; boxes with a NaN, or an infinity that no clipping removes, never stay, but count among a level's."""
+    """NaN scores never pass; boxes with a NaN, or an infinity that no clipping removes, never stay, but count in a level."""
     outputs = raw(head, 3, mean=0.0)
     rng = np.random.default_rng(5)
     for output in outputs:
