@@ -31,7 +31,7 @@ class Tiles:
     """Sizes of the kernels' blocks, all powers of two; warps a block. They change the speed alone."""
 
     filter: int = 2048
-    """Scores a block of the filter reads."""
+    """Scores a block of the filter reads, 65536 at most."""
     filter_warps: int = 4
     listed: int = 2048
     """Survivors read at once by a block of the selection, and blocks a group."""
