@@ -38,8 +38,8 @@ PREDICTIONS = {
     "retinanet-1pct b8 warm us": {"filter": 100, "select": 45, "decode": 30, "overlap": 60, "suppress": 30, "all": 270},
     "yolox b1 warm us": {"filter": 4, "select": 14, "decode": 6, "overlap": 10, "suppress": 30, "all": 65},
     "filter, share of copy bandwidth, retinanet b8 cold": 0.4,
-    "why": "filter: 21.9 MB are 5.2 us at the copy's rate, but 5 blocks an SM hold 10,240 scores, and a block lives 2.2 us: load,"
-    " scan, atomic and store wait for one another;"
+    "why": "filter: 21.9 MB are 5.2 us at the copy's rate, but 5 blocks an SM hold 10,240 scores, and a block lives 2.2 us:"
+    " load, scan, atomic and store wait for one another;"
     " select: 7 launches, all at work where float16 makes many scores equal; decode: 5,000 x 5,000 comparisons;"
     " overlap: 12.5 M pairs of 25 instructions; suppress: about 8 blocks of 64 ranks, 2 to 3 us each, one SM an image",
     "torch eager with torchvision b1 ms": 2.5,

@@ -85,7 +85,7 @@ def filter_scores(
     low, high = origin + tl.load(fields + 1), origin + tl.load(fields + 2)
     # Tiles start where a vector load may, a little before their group if need be.
     start = low // ALIGNED * ALIGNED + (tile_id - tl.load(fields)) * tile
-    # Four rows share one scan: each row's running count has 16 bits of a word. More loads are under way, and fewer scans needed.
+    # Four rows share one scan: each row's running count has 16 bits of a word. More loads under way, fewer scans.
     columns: tl.constexpr = tile // 4
     row = tl.arange(0, 4)[:, None]
     at = start + row * columns + tl.arange(0, columns)[None, :]
