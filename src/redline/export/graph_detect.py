@@ -187,12 +187,11 @@ def _final(g: GraphBuilder, rows: Sequence[str], head: Head, post: Postprocess, 
 
 
 def _to_source(g: GraphBuilder, boxes: str, placement: GraphPlacement) -> str:
-    """`vision.to_source` in float64."""
+    """`vision.to_source`, in float32, as engines have no float64: within three roundings of it."""
 
     def corners(pair: tuple[str, str]) -> str:
-        return g.cast(g.op("Concat", pair[1], pair[0], pair[1], pair[0], axis=0), np.float64)
+        return g.cast(g.op("Concat", pair[1], pair[0], pair[1], pair[0], axis=0), np.float32)
 
-    scale = g.op("Div", corners(placement.resized), corners(placement.source))
-    mapped = g.op("Div", g.op("Sub", g.cast(boxes, np.float64), corners(placement.offset)), scale)
-    clipped = g.op("Min", g.op("Max", mapped, g.const(0, np.float64)), corners(placement.source))
-    return g.cast(clipped, np.float32)
+    offset = g.op("Sub", boxes, corners(placement.offset))
+    mapped = g.op("Div", g.op("Mul", offset, corners(placement.source)), corners(placement.resized))
+    return g.op("Min", g.op("Max", mapped, g.float(0)), corners(placement.source))
