@@ -19,7 +19,9 @@ def resize(g: GraphBuilder, image: str, source: tuple[str, str], target: tuple[s
     if preprocess.interpolation == "nearest":
         return _resize(g, _planes(g, image), sizes, mode="nearest", nearest_mode="round_prefer_ceil")
     if preprocess.antialias:  # exclude_outside: weights beyond the border are dropped, as Pillow does
-        planes = _planes(g, image, cast=not preprocess.round_to_uint8)
+        # Resize rounds to the type that it is given, which may be a float by now.
+        pixels = g.cast(image, np.uint8) if preprocess.round_to_uint8 else image
+        planes = _planes(g, pixels, cast=not preprocess.round_to_uint8)
         resized = _resize(g, planes, sizes, mode="linear", antialias=1, exclude_outside=1)
         return g.cast(resized, np.float32) if preprocess.round_to_uint8 else resized
     return _resize(g, _planes(g, image), sizes, mode="linear")

@@ -35,7 +35,7 @@ RETINANET = Head(
 HEADS = pytest.mark.parametrize("head", [YOLOX, RETINANET], ids=["yolox", "retinanet"])
 POST = Postprocess(score=0.05, iou=0.5, max_detections=30)
 LEVELS = dataclasses.replace(POST, candidates_per_level=15)
-TILES = Tiles(filter=256, listed=256, programs=2, ranked=32, ranked_against=64, overlapped=32, suppressed=32)
+TILES = Tiles(filter=256, listed=256, programs=1, ranked=32, ranked_against=64, overlapped=32, suppressed=32)
 PREPROCESSES = [Preprocess(size=HW), Preprocess(size=HW, anchor="center"), Preprocess(resize="stretch", size=HW)]
 SOURCES = [(100, 150), (30, 70), (480, 31)]
 
