@@ -159,7 +159,7 @@ class PostprocessKernels:
     def _overlap(self, images: int) -> None:
         """Which candidate suppresses which."""
         tiles = self.tiles
-        grid = (-(-self._candidates // tiles.overlapped), -(-self._words // tiles.words), images)
+        grid = (-(-self._candidates // tiles.overlapped), self._words // tiles.words, images)
         suppression.overlap_bits[grid](
             self.chosen_count, self._boxes, self._labels, self._bits, self._candidates, self._words, self._iou,
             self.post.class_aware, tiles.overlapped, tiles.words, num_warps=4, enable_fp_fusion=False,
@@ -194,7 +194,7 @@ class PostprocessKernels:
             tile, slot = tile + -(-(size + select.ALIGNED.value - 1) // self.tiles.filter), slot + room
         self._filter_tiles, self._slots = tile, slot
         self._candidates = sum(min(size, self._limit) for size in levels)
-        self._words = -(-self._candidates // 32)
+        self._words = -(-self._candidates // (32 * self.tiles.words)) * self.tiles.words
         groups, bins = images * self._levels, select.PASSES.value * select.BINS.value
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -94,7 +94,8 @@ def overlap_bits(
 ):  # fmt: skip
     """Grid (capacity / rows, words / group, images): bit j of word w of row i is set if candidate i suppresses 32 w + j.
 
-    bits (images, capacity, words) int32. Words wholly left of the diagonal, and beyond the candidates, are left as they are.
+    bits (images, capacity, words) int32. `words` is a multiple of `group`. Words left of
+    the diagonal, and beyond the candidates, are left as they are.
     """
     image, first, word = tl.program_id(2), tl.program_id(0) * rows, tl.program_id(1) * group
     count = tl.load(chosen_count + image)
@@ -124,7 +125,7 @@ def overlap_bits(
             if class_aware:
                 above = above & (label == tl.load(labels + base + column, mask=theirs, other=-1)[None, :])
             packed = tl.sum(above.to(tl.int32) << bit[None, :], axis=1)
-            tl.store(bits + (base + row) * words + word + offset, packed, mask=mine & (word + offset < words))
+            tl.store(bits + (base + row) * words + word + offset, packed, mask=mine)
 
 
 @triton.jit
