@@ -306,6 +306,7 @@ def cost() -> dict[str, Any]:
         r["capacity"]["images_per_s"] for r in result(PAIR)["phases"]["pair"] if r["what"] == "pair" and r["count"] == 1
     )
     return {
+        **seen_on_h200(),
         "size": SIZES[RETINANET],
         "devices": table(_COST_HEAD, rows),
         "prices": table(("GPU", "lowest USD/h", "a million, FP16 / INT8", "highest USD/h", "a million"), prices),

@@ -19,7 +19,9 @@ def resize(g: GraphBuilder, image: str, source: tuple[str, str], target: tuple[s
     if preprocess.interpolation == "nearest":
         return _resize(g, _planes(g, image), sizes, mode="nearest", nearest_mode="round_prefer_ceil")
     if preprocess.antialias:  # exclude_outside: weights beyond the border are dropped, as Pillow does
-        planes = _planes(g, image, cast=not preprocess.round_to_uint8)
+        # Resize rounds to the type that it is given, which may be a float by now.
+        pixels = g.cast(image, np.uint8) if preprocess.round_to_uint8 else image
+        planes = _planes(g, pixels, cast=not preprocess.round_to_uint8)
         resized = _resize(g, planes, sizes, mode="linear", antialias=1, exclude_outside=1)
         return g.cast(resized, np.float32) if preprocess.round_to_uint8 else resized
     return _resize(g, _planes(g, image), sizes, mode="linear")
@@ -37,7 +39,7 @@ def _planes(g: GraphBuilder, image: str, *, cast: bool = True) -> str:
 def _fixed_point(g: GraphBuilder, image: str, source: tuple[str, str], target: tuple[str, str]) -> str:
     """OpenCV's uint8 bilinear resize (INTER_LINEAR), level for level: (H, W, 3) uint8 -> (h, w, 3) float32 of whole numbers.
 
-    Horizontal sums are exact in float32 and lose 4 bits; vertical products lose 16 bits each, which float64 holds exactly.
+    Horizontal sums are exact in float32 and lose 4 bits; vertical products lose 16 bits each, and stay below 2**27: int32.
     Arithmetic runs on whole lines, (h, 3 w): a broadcast over an inner axis of 3 would be several times slower.
     """
     rows, row_weights = _taps(g, source[0], target[0], clamp_weights=False)
@@ -53,10 +55,10 @@ def _fixed_point(g: GraphBuilder, image: str, source: tuple[str, str], target: t
             for column, weight in zip(columns, column_weights, strict=True)
         ]
         across = g.op("Floor", g.op("Mul", g.op("Add", *parts), g.float(1 / 16)))
-        weight = g.op("Mul", g.cast(row_weight, np.float64), g.const(1 / 65536, np.float64))
-        down = g.cast(g.op("Floor", g.op("Mul", g.cast(across, np.float64), weight)), np.float32)
+        product = g.op("Mul", g.cast(across, np.int32), g.cast(row_weight, np.int32))
+        down = g.op("Div", product, g.const(65536, np.int32))
         total = down if total is None else g.op("Add", total, down)
-    levels = g.op("Floor", g.op("Mul", g.op("Add", str(total), g.float(2)), g.float(0.25)))
+    levels = g.cast(g.op("Div", g.op("Add", str(total), g.const(2, np.int32)), g.const(4, np.int32)), np.float32)
     return g.op("Reshape", levels, g.op("Concat", *target, g.ints(3), axis=0))
 
 
@@ -64,14 +66,17 @@ def _taps(g: GraphBuilder, source: str, target: str, *, clamp_weights: bool) -> 
     """Both source indices of each target pixel, int64 (n,), and their weights times 2048, float32 (n, 1).
 
     At the border OpenCV gives a column's whole weight to the one pixel inside; of rows it repeats the border and keeps both
-    weights.
+    weights. The centre of pixel i in the source, (i + 1/2) source / target - 1/2, is a quotient of whole numbers, rounded once
+    to float32 as OpenCV rounds its float64: engines have no float64.
     """
-    scalar = g.op("Squeeze", target, g.ints(0))
-    index = g.cast(g.op("Range", g.const(0, np.int64), scalar, g.const(1, np.int64)), np.float64)
-    half = g.const(0.5, np.float64)
-    inverse = g.op("Div", g.cast(target, np.float64), g.cast(source, np.float64))
-    scale = g.op("Div", g.const([1], np.float64), inverse)
-    centre = g.cast(g.op("Sub", g.op("Mul", g.op("Add", index, half), scale), half), np.float32)
+    scalar, twice = g.op("Squeeze", target, g.ints(0)), g.op("Mul", target, g.ints(2))
+    index = g.op("Range", g.const(0, np.int64), scalar, g.const(1, np.int64))
+    odd = g.op("Add", g.op("Mul", index, g.ints(2)), g.ints(1))
+    over = g.op("Sub", g.op("Mul", odd, source), target)
+    # Div rounds towards 0: one is added so that nothing is negative.
+    below = g.op("Sub", g.op("Div", g.op("Add", over, twice), twice), g.ints(1))
+    rest = g.op("Sub", over, g.op("Mul", below, twice))
+    centre = g.op("Add", g.cast(below, np.float32), g.op("Div", g.cast(rest, np.float32), g.cast(twice, np.float32)))
     whole = g.op("Floor", centre)
     fraction = g.op("Sub", centre, whole)
     first = g.cast(whole, np.int64)

@@ -184,6 +184,20 @@ class OnnxModel:
     """What was changed in a given file, or what the exporter warned of."""
 
 
+NmsOperator = Literal["onnx", "efficient", "topk"]
+"""How a graph suppresses: ONNX NonMaxSuppression; TensorRT's EfficientNMS plugin, which sees its 4,096 best (box, class) pairs
+at most and leaves the order of equal scores open; or not at all, for networks that need none: the highest scores only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphForm:
+    """How pre- and post-processing lie in an end-to-end graph."""
+
+    nms: NmsOperator = "onnx"
+    fixed: bool = False
+    """For engines: outputs of the fixed size `Postprocess.max_detections` with a count, and an image cast before it is read."""
+
+
 class Runner(Protocol):
     """A compiled network. Thread-safe; arrays in and out are C-contiguous numpy arrays the caller owns."""
 
