@@ -1,0 +1,82 @@
+"""Images in device memory to detections through one CUDA graph, against numpy before and after the same engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from redline import api
+from redline.engine.devices import tensorrt_facts
+from redline.predict import Predictor
+from redline.records import DeviceImage, EngineProfile
+
+torch = pytest.importorskip("torch", reason="the kernels run on torch's streams")
+if not torch.cuda.is_available():
+    pytest.skip("no NVIDIA GPU that this torch can use", allow_module_level=True)
+pytest.importorskip("triton", reason="Triton compiles the kernels")
+PROBLEM = tensorrt_facts().problem
+pytestmark = [
+    pytest.mark.skipif(PROBLEM is not None, reason=f"TensorRT cannot be used: {PROBLEM}"),
+    pytest.mark.timeout(900),
+]
+SIZES = ((128, 96), (96, 128), (37, 201), (300, 300))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """(detector, a runner of its FP16 engine for batches of 1 to 4)."""
+    from blob_net import project
+
+    from redline.engine.tensorrt_runner import TensorRTRunner
+    from redline.engine.tensorrt_store import build_engine
+    from redline.engine.tensorrt_versions import find
+    from redline.export import export_onnx
+    from redline.export.half import export_half
+    from redline.model.load import load_detector
+    from redline.records import BuildOptions
+    from redline.store import Store
+
+    folder: Path = tmp_path_factory.mktemp("resident")
+    detector = load_detector(api.load_spec(project(folder)).model)
+    half = export_half(export_onnx(detector, folder, input_hw=(128, 128)), folder)
+    profile = EngineProfile(index=0, minimum=(1, 3, 128, 128), optimum=(4, 3, 128, 128), maximum=(4, 3, 128, 128))
+    library, store = find(), Store(folder / "store")
+    sources = tuple(name for name in library.tactic_sources if name.endswith("CONVOLUTIONS"))
+    build = build_engine(half, BuildOptions(precision="fp16", profiles=(profile,), tactic_sources=sources), library, store)
+    plan = store.path(build.digest).read_bytes()
+    return detector, TensorRTRunner(plan, library, outputs=[fact.name for fact in build.outputs])
+
+
+def on_device(pixels: Any) -> tuple[DeviceImage, Any]:
+    held = torch.zeros(pixels.size + 64, dtype=torch.uint8, device="cuda")
+    held[: pixels.size].copy_(torch.from_numpy(pixels.reshape(-1)))
+    height, width, _ = pixels.shape
+    return DeviceImage(pointer=held.data_ptr(), height=height, width=width, row_bytes=3 * width), held
+
+
+@pytest.mark.parametrize("kernel", ["triton", "cuda"])
+@pytest.mark.parametrize("images", [1, 4])
+def test_detections_are_those_of_the_reference_path(parts: tuple[Any, Any], kernel: Any, images: int) -> None:
+    from redline.resident import ResidentPipeline
+
+    detector, runner = parts
+    post = replace(detector.postprocess, score=0.05)
+    pipe = ResidentPipeline(
+        runner, detector.preprocess, detector.head, post, 1, input_hw=(128, 128), images=images, kernel=kernel
+    )
+    reference = Predictor(runner, detector.preprocess, detector.head, post, "fixed")
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        pixels = [rng.integers(0, 256, (*SIZES[index], 3), dtype=np.uint8) for index in range(images)]
+        given = [on_device(one) for one in pixels]
+        torch.cuda.synchronize()
+        pipe.launch([image for image, _ in given])
+        for found, wanted in zip(pipe.wait(images), reference(pixels), strict=True):
+            assert len(wanted.scores) > 3
+            np.testing.assert_array_equal(found.labels, wanted.labels)
+            np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-3)
+            np.testing.assert_allclose(found.boxes, wanted.boxes, atol=0.05)
