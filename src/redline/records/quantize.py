@@ -1,0 +1,82 @@
+"""What INT8 rests on: which images, which ranges, where values are rounded. A table travels to another machine as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Calibrator = Literal["max", "percentile", "entropy", "mse"]
+CALIBRATORS: tuple[Calibrator, ...] = ("max", "percentile", "entropy", "mse")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationSet:
+    """The images that ranges were measured on, and all that decided which they are and what the network saw of them."""
+
+    images: tuple[str, ...]
+    """sha256 of each file, in the order used."""
+    preprocess: str
+    """Digest of the preprocessing record."""
+    selector: str
+    """How they were chosen: "cover", "first", "random" or "all"."""
+    seed: int
+    input_shapes: tuple[tuple[int, int], ...]
+    """Height and width of the network inputs, without repeats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRange:
+    """Largest magnitudes of one tensor: of all values seen, and by each calibrator."""
+
+    tensor: str
+    by: tuple[tuple[Calibrator, float], ...]
+
+    def amax(self, method: Calibrator) -> float:
+        return dict(self.by)[method]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranges:
+    """Ranges of a network's tensors on a calibration set."""
+
+    network: str
+    """Digest of the ONNX graph."""
+    calibration: CalibrationSet
+    tensors: tuple[TensorRange, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantPoint:
+    """An edge of the graph that is rounded to INT8: input number `input` of `node`, which carries `tensor`."""
+
+    node: str
+    input: int
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement8:
+    """Where a graph is rounded to INT8, and which edges must share one scale for compilers to fuse them."""
+
+    points: tuple[QuantPoint, ...]
+    weights: tuple[str, ...]
+    """Nodes whose weight (input 1) is rounded, one scale for each output channel."""
+    shared: tuple[tuple[str, ...], ...]
+    """Groups of tensors of one scale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantTable:
+    """Scales and places: all that a machine needs, beside the FP32 graph, to write the INT8 graph."""
+
+    structure: str
+    """Digest of the graph's operators and wiring without names: equal on machines whose exporters name tensors differently."""
+    method: str
+    """Calibrator of the scales."""
+    calibration: CalibrationSet
+    scales: tuple[tuple[str, float], ...]
+    """tensor -> scale: a value is scale * n, n in -127 .. 127. Symmetric, so the zero point is 0."""
+    points: tuple[QuantPoint, ...]
+    weights: tuple[str, ...]
+    order: tuple[str, ...] = ()
+    """Names of the nodes in graph order, by which a graph of equal structure and other names is matched."""
