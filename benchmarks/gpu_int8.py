@@ -2,12 +2,14 @@
 
     python benchmarks/gpu_int8.py --weights DIR --data DIR --out DIR PHASE ...
 
-As tensorrt_gpu.py, whose options these are. What was expected before any run stands in PREDICTED and is printed beside what came out.
+As tensorrt_gpu.py, whose options these are. What was expected before any run stands in PREDICTED, and beside what came out.
+A build may take minutes: the phases that end in _build leave the engine in --work, and the others find it there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from gpu_checks import accuracy, check, inspect
@@ -41,9 +43,12 @@ def int8(
     half = bool(bench.library.strongly_typed)
     model = quantised(name, bench.given.weights, bench.given.graphs, table, kept, half)
     label = f"{table}{'' if wide is None else ' ' + wide.__name__}"
-    return bench.build(
-        f"{name} int8 {label}", model, BuildOptions(precision="int8", profiles=one(shape), optimization_level=LEVEL)
-    )
+    options = BuildOptions(precision="int8", profiles=one(shape), optimization_level=LEVEL)
+    return bench.build(f"{name} int8 {label}", model, options)
+
+
+def fp16(bench: Bench, name: str, shape: Shape) -> EngineBuild:
+    return bench.engine(name, "fp16", [shape], level=LEVEL)
 
 
 def depthwise(bench: Bench, name: str) -> list[str]:
@@ -85,10 +90,7 @@ def compare(bench: Bench, name: str, builds: dict[str, EngineBuild], shape: Shap
 
 def retina(bench: Bench, count: int) -> None:
     shape = (count, 3, 800, 800)
-    builds = {
-        "int8": int8(bench, "retina91", shape, "retina91"),
-        "fp16": bench.engine("retina91", "fp16", [shape], level=LEVEL),
-    }
+    builds = {"int8": int8(bench, "retina91", shape, "retina91"), "fp16": fp16(bench, "retina91", shape)}
     compare(bench, "retina91", builds, shape, NORMAL)
     for label, build in builds.items():
         inspect(bench, "retina91", build, images(shape, NORMAL), f"retina91-{label}-{count}")
@@ -118,7 +120,7 @@ def yolox(bench: Bench, count: int) -> None:
     builds = {
         "int8": int8(bench, "yolox640", shape, "yolox640"),
         "int8 dense": int8(bench, "yolox640", shape, "yolox640", depthwise),
-        "fp16": bench.engine("yolox640", "fp16", [shape], level=LEVEL),
+        "fp16": fp16(bench, "yolox640", shape),
     }
     compare(bench, "yolox640", builds, shape, 1.0)
     for label, build in builds.items():
@@ -134,7 +136,7 @@ def bccd(bench: Bench) -> None:
     builds = {
         "int8": int8(bench, "retina4", shape, "retina4"),
         "int8 heads wide": int8(bench, "retina4", shape, "retina4", heads),
-        "fp16": bench.engine("retina4", "fp16", [shape], level=LEVEL),
+        "fp16": fp16(bench, "retina4", shape),
     }
     for label, build in builds.items():
         accuracy(bench, "retina4", "bccd", build, label.replace(" ", "-"))
@@ -148,6 +150,8 @@ PHASES: dict[str, Any] = {
     "yolox_1": lambda bench: yolox(bench, 1),
     "yolox_32": lambda bench: yolox(bench, 32),
     "bccd": bccd,
+    **{f"retina_{n}_int8_build": partial(int8, name="retina91", shape=(n, 3, 800, 800), table="retina91") for n in (1, 32)},
+    **{f"retina_{n}_fp16_build": partial(fp16, name="retina91", shape=(n, 3, 800, 800)) for n in (1, 32)},
 }
 
 if __name__ == "__main__":

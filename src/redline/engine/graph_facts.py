@@ -31,8 +31,8 @@ class NodeFact:
     name: str
     operator: str
     type: str
-    """Of the first output: fp32, fp16 ..., "unknown" if shape inference does not say; int8 of a layer whose data and weight were
-    both rounded to INT8 and back."""
+    """Of the first output: fp32, fp16 ..., "unknown" if shape inference does not say; int8 of a layer whose data and weight
+    were both rounded to INT8 and back."""
     flop: float
     module: str
     """Where it came from in the source module ("backbone.body.conv1"), "" if the graph does not say."""

@@ -41,9 +41,9 @@ def export_int8(
 ) -> OnnxModel:
     """Write NAME.onnx to `folder`: `network`, in FP32 or FP16, with the table's points rounded to INT8 and back.
 
-    An FP32 graph keeps its opset and is what TensorRT 8.6 and ONNX Runtime take; an FP16 graph becomes opset 19, for strongly typed
-    TensorRT. `keep_wide`: nodes of the table that stay as they are. Weights stay floating point and are rounded in the graph, which
-    every TensorRT folds; 8.6 takes no INT8 weights.
+    An FP32 graph keeps its opset and is what TensorRT 8.6 and ONNX Runtime take; an FP16 graph becomes opset 19, for strongly
+    typed TensorRT. `keep_wide`: nodes of the table that stay as they are. Weights stay floating point and are rounded in the
+    graph, which every TensorRT folds: 8.6 takes no INT8 weights.
     Raises BadInput: quantize.already, quantize.node, quantize.graph, quantize.scale.
     """
     model = onnx.load(network.path)
@@ -123,7 +123,7 @@ class _Writer:
         node.input[port] = self.pairs[tensor, scale]
 
     def round_weight(self, node: onnx.NodeProto) -> None:
-        """One scale for each output channel by its largest weight; a pair for each reader, for compilers fold it into the layer."""
+        """One scale for each output channel, by its largest weight; a pair for each reader, which compilers fold into it."""
         name = node.input[1]
         if name not in self.weights:
             raise BadInput("quantize.node", "This node has no constant weight to round", got=node.name, fix="leave it out")
@@ -162,7 +162,7 @@ class _Writer:
     def _pair(self, tensor: str, label: str, scale: NDArray[Any], axis: int | None = None) -> str:
         names = [f"{label}_scale", self._zero(scale.size if scale.ndim else 0)]
         self.graph.initializer.append(numpy_helper.from_array(scale, names[0]))
-        how = {} if axis is None else {"axis": axis}
+        how: dict[str, Any] = {} if axis is None else {"axis": axis}
         for kind, source, result in (
             ("QuantizeLinear", tensor, label),
             ("DequantizeLinear", label, f"{label}_back"),
