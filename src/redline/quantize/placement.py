@@ -1,8 +1,8 @@
 """Where a graph is rounded to INT8 so that compilers fuse it (docs/int8.md).
 
 Each quantised convolution reads INT8. An addition that ends a residual branch is computed in the convolution before it, if
-the other branch arrives in INT8: that one is rounded, the convolution's own is not. What copies values (pooling by maximum, Resize to
-the nearest, Concat) hands on INT8 if all its readers take it, and then input and output share a scale.
+the other branch arrives in INT8: that one is rounded, the convolution's own is not. What copies values (pooling by maximum,
+Resize to the nearest, Concat) hands on INT8 if all its readers take it, and then input and output share a scale.
 """
 
 from __future__ import annotations
