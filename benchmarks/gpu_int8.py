@@ -36,13 +36,19 @@ def one(shape: Shape) -> tuple[EngineProfile, ...]:
 
 
 def int8(
-    bench: Bench, name: str, shape: Shape, table: str, wide: Callable[[Bench, str], Sequence[str]] | None = None
+    bench: Bench,
+    name: str,
+    shape: Shape,
+    table: str,
+    wide: Callable[[Bench, str], Sequence[str]] | None = None,
+    *,
+    plain: bool = False,
 ) -> EngineBuild:
     """8.6 takes the FP32 graph and flags; later ones are typed by the graph and take the FP16 one."""
     kept = wide(bench, name) if wide else ()
     half = bool(bench.library.strongly_typed)
-    model = quantised(name, bench.given.weights, bench.given.graphs, table, kept, half)
-    label = f"{table}{'' if wide is None else ' ' + wide.__name__}"
+    model = quantised(name, bench.given.weights, bench.given.graphs, table, kept, half, plain=plain)
+    label = f"{table}{'' if wide is None else ' ' + wide.__name__}{' plain' if plain else ''}"
     options = BuildOptions(precision="int8", profiles=one(shape), optimization_level=LEVEL)
     return bench.build(f"{name} int8 {label}", model, options)
 
@@ -115,6 +121,18 @@ def retina_half_outputs(bench: Bench) -> None:
         bench.library = kept
 
 
+def retina_plain(bench: Bench) -> None:
+    """Batch 32: what it gives to round residual branches, pooling and Resize beside the layers."""
+    shape = (32, 3, 800, 800)
+    builds = {
+        "int8": int8(bench, "retina91", shape, "retina91"),
+        "int8 plain": int8(bench, "retina91", shape, "retina91", plain=True),
+    }
+    for label, build in (*builds.items(), *reversed(builds.items())):
+        time_engine(bench, "retina91", "int8", build, shape, scale=NORMAL, label=label)
+    inspect(bench, "retina91", builds["int8 plain"], images(shape, NORMAL), "retina91-int8-plain-32")
+
+
 def yolox(bench: Bench, count: int) -> None:
     shape = (count, 3, 640, 640)
     builds = {
@@ -150,6 +168,7 @@ PHASES: dict[str, Any] = {
     "yolox_1": lambda bench: yolox(bench, 1),
     "yolox_32": lambda bench: yolox(bench, 32),
     "bccd": bccd,
+    "retina_plain": retina_plain,
     **{f"retina_{n}_int8_build": partial(int8, name="retina91", shape=(n, 3, 800, 800), table="retina91") for n in (1, 32)},
     **{f"retina_{n}_fp16_build": partial(fp16, name="retina91", shape=(n, 3, 800, 800)) for n in (1, 32)},
 }

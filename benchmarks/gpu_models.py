@@ -8,6 +8,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,18 @@ def graph(name: str, weights: Path, folder: Path, half: bool) -> OnnxModel:
     return load(OnnxModel, record.read_bytes())
 
 
-def quantised(name: str, weights: Path, folder: Path, table: str, keep_wide: Collection[str], half: bool) -> OnnxModel:
-    """The INT8 graph that benchmarks/int8/TABLE.json makes of the model's FP32 or FP16 graph; `keep_wide`: layers left out."""
+def quantised(
+    name: str, weights: Path, folder: Path, table: str, keep_wide: Collection[str], half: bool, *, plain: bool = False
+) -> OnnxModel:
+    """The INT8 graph that benchmarks/int8/TABLE.json makes of the model's FP32 or FP16 graph; `keep_wide`: layers left out.
+
+    `plain`: layers alone are rounded, not residual branches, pooling, Resize and Concat.
+    """
     held = load(QuantTable, (TABLES / f"{table}.json").read_bytes())
+    if plain:
+        held = replace(held, points=tuple(point for point in held.points if point.node in held.weights))
     source = graph(name, weights, folder, half)
-    called = f"{table}-{len(keep_wide)}-{'half' if half else 'full'}"
+    called = f"{table}-{len(keep_wide)}-{'half' if half else 'full'}{'-plain' if plain else ''}"
     return export_int8(source, folder / name, held, keep_wide=keep_wide, name=called)
 
 
