@@ -5,8 +5,50 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from redline.records.detect import ImageRef
+
 Calibrator = Literal["max", "percentile", "entropy", "mse"]
 CALIBRATORS: tuple[Calibrator, ...] = ("max", "percentile", "entropy", "mse")
+
+
+Selector = Literal["cover", "first", "random"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraitCoverage:
+    """How well a choice of images shows one trait of all of them."""
+
+    trait: str
+    """shape, brightness, contrast, objects or class."""
+    covered: int
+    """Strata with at least one image in the choice."""
+    strata: int
+    """Strata that the whole set has."""
+    distance: float
+    """Half the sum of the differences of the strata's shares, of the choice and of the whole set: 0 equal, 1 nothing shared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    selector: Selector
+    traits: tuple[TraitCoverage, ...]
+
+    @property
+    def share(self) -> float:
+        """Of all strata of all traits, those covered."""
+        return sum(trait.covered for trait in self.traits) / max(1, sum(trait.strata for trait in self.traits))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationChoice:
+    """Images to calibrate on, what they show of the set they come from, and what other choices of as many would have shown."""
+
+    images: tuple[ImageRef, ...]
+    seed: int
+    coverage: Coverage
+    others: tuple[Coverage, ...]
+    """Of the selectors that were not used; random: the mean of several draws, counts rounded down."""
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

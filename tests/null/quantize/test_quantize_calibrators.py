@@ -49,7 +49,8 @@ def test_mse_finds_the_limit_that_loses_least_on_the_values_themselves() -> None
 def test_percentile_is_numpys_within_a_bin() -> None:
     values = heavy_tail()
     counts, largest = histogram(values)
-    assert amax_of(counts, largest, "percentile") == pytest.approx(np.percentile(np.abs(values), PERCENTILE), abs=largest / BINS)
+    expected = np.percentile(np.abs(values), PERCENTILE)
+    assert amax_of(counts, largest, "percentile") == pytest.approx(expected, abs=largest / BINS)
 
 
 def test_entropy_clips_a_heavy_tail_and_keeps_an_even_spread() -> None:
@@ -76,7 +77,9 @@ def test_ranges_are_the_same_in_any_order_and_ignore_zeros() -> None:
     assert relu == kept, "nine in ten values are zero, which costs INT8 nothing"
 
 
-@pytest.mark.parametrize(("made", "got"), [(np.nan, "NaN or infinity"), (np.inf, "NaN or infinity"), (0.0, "nothing but zeros")])
+@pytest.mark.parametrize(
+    ("made", "got"), [(np.nan, "NaN or infinity"), (np.inf, "NaN or infinity"), (0.0, "nothing but zeros")]
+)
 def test_a_range_that_is_none_names_its_tensor(made: float, got: str) -> None:
     batch = np.ones((1, 3, 8, 8), np.float32)
     values = {"good": lambda x: x, "conv2d_7": lambda x: x * np.float32(made)}
