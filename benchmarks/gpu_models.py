@@ -21,6 +21,7 @@ from redline.export import export_onnx
 from redline.export.half import export_half
 from redline.export.quantized import export_int8
 from redline.model.load import load_detector
+from redline.quantizing import narrowed
 from redline.records import Detector, Head, ModelSpec, OnnxModel, Postprocess, Preprocess
 from redline.records.quantize import QuantTable
 from redline.store import dump, load
@@ -93,11 +94,13 @@ def quantised(
     `plain`: layers alone are rounded, not residual branches, pooling, Resize and Concat.
     """
     held = load(QuantTable, (TABLES / f"{table}.json").read_bytes())
+    source = graph(name, weights, folder, half)
+    if keep_wide:
+        held = narrowed(read_graph(graph(name, weights, folder, False).path), held, keep_wide)
     if plain:
         held = replace(held, points=tuple(point for point in held.points if point.node in held.weights))
-    source = graph(name, weights, folder, half)
     called = f"{table}-{len(keep_wide)}-{'half' if half else 'full'}{'-plain' if plain else ''}"
-    return export_int8(source, folder / name, held, keep_wide=keep_wide, name=called)
+    return export_int8(source, folder / name, held, name=called)
 
 
 def prepared(name: str, source: Detector, folder: Path) -> tuple[OnnxModel, OnnxModel]:

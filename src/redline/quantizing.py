@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from redline.engine.cuts import cut_graph, wire
 from redline.engine.graph_facts import read_graph
 from redline.engine.onnxruntime_runner import open_session
 from redline.errors import BadInput
-from redline.export.quantized import LEVELS, structure_of
+from redline.export.quantized import LEVELS, matched, structure_of, unknown_node
 from redline.quantize.placement import heavy_nodes, place, roundable
 from redline.quantize.ranges import measure_ranges
 from redline.records import Detector, OnnxModel
@@ -19,6 +20,8 @@ from redline.records.quantize import CalibrationSet, Calibrator, QuantTable, Ran
 from redline.store import digest_of
 
 if TYPE_CHECKING:
+    import onnx
+
     from redline.records.detect import ShapePolicy, Tensor
 
 
@@ -71,19 +74,35 @@ def calibrate(
 def table_of(
     network: OnnxModel, ranges: Ranges, method: Calibrator, *, keep_wide: Collection[str] = (), share: bool = True
 ) -> QuantTable:
-    """Scales by `method` for every layer of the network but those named in `keep_wide`."""
+    """Scales by `method` for every layer of the network but those named in `keep_wide`.
+
+    Raises BadInput: quantize.node if one of them is no layer that can be rounded.
+    """
     model = read_graph(network.path)
-    placement = place(model, [name for name in heavy_nodes(model) if name not in keep_wide], share=share)
     amax = {found.tensor: found.amax(method) for found in ranges.tensors}
+    placement = place(model, heavy_nodes(model), share=share)
     for group in placement.shared:
         amax |= dict.fromkeys(group, max(amax[name] for name in group))
-    used = dict.fromkeys(point.tensor for point in placement.points)
-    return QuantTable(
+    table = QuantTable(
         structure=structure_of(model),
         method=method,
         calibration=ranges.calibration,
-        scales=tuple((name, amax[name] / LEVELS) for name in used),
+        scales=tuple((name, amax[name] / LEVELS) for name in amax),
         points=placement.points,
         weights=placement.weights,
         order=tuple(node.name for node in model.graph.node),
     )
+    return narrowed(model, table, keep_wide, share=share) if keep_wide else table
+
+
+def narrowed(model: onnx.ModelProto, table: QuantTable, keep_wide: Collection[str], *, share: bool = True) -> QuantTable:
+    """The table without the layers `keep_wide`, placed anew: what only they read in INT8 is rounded no more.
+
+    Raises BadInput: quantize.node naming one that is no layer of the table and the nearest that is.
+    """
+    table = matched(model, table)
+    for name in keep_wide:
+        if name not in table.weights:
+            raise unknown_node(name, table.weights, "quantize.node", "No layer that is rounded to INT8 has this name")
+    placement = place(model, [name for name in table.weights if name not in keep_wide], share=share)
+    return replace(table, points=placement.points, weights=placement.weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,15 +36,12 @@ def structure_of(model: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def export_int8(
-    network: OnnxModel, folder: Path, table: QuantTable, *, keep_wide: Collection[str] = (), name: str = "network_int8"
-) -> OnnxModel:
+def export_int8(network: OnnxModel, folder: Path, table: QuantTable, *, name: str = "network_int8") -> OnnxModel:
     """Write NAME.onnx to `folder`: `network`, in FP32 or FP16, with the table's points rounded to INT8 and back.
 
     An FP32 graph keeps its opset and is what TensorRT 8.6 and ONNX Runtime take; an FP16 graph becomes opset 19, for strongly
-    typed TensorRT. `keep_wide`: nodes of the table that stay as they are. Weights stay floating point and are rounded in the
-    graph, which every TensorRT folds: 8.6 takes no INT8 weights.
-    Raises BadInput: quantize.already, quantize.node, quantize.graph, quantize.scale.
+    typed TensorRT. Weights stay floating point and are rounded in the graph, which every TensorRT folds: 8.6 takes no INT8
+    weights. Raises BadInput: quantize.already, quantize.node, quantize.graph, quantize.scale.
     """
     model = onnx.load(network.path)
     graph = model.graph
@@ -52,24 +49,21 @@ def export_int8(
         fix = "give the graph as it was before it was quantised"
         raise BadInput("quantize.already", "The graph is quantised already", got=network.path, fix=fix)
     table = matched(model, table)
-    _require_known(keep_wide, [node.name for node in graph.node], "quantize.node", "No node has this name")
     half = any(weight.data_type == TensorProto.FLOAT16 for weight in graph.initializer)
     writer = _Writer(model, np.float16 if half else np.float32)
     scales = dict(table.scales)
     nodes = {node.name: node for node in graph.node}
     for point in table.points:
-        if point.node not in keep_wide:
-            writer.round_input(nodes[point.node], point.input, scales[point.tensor])
-    weighted = [nodes[name] for name in table.weights if name not in keep_wide]
-    for node in weighted:
-        writer.round_weight(node)
+        writer.round_input(nodes[point.node], point.input, scales[point.tensor])
+    for weighted in table.weights:
+        writer.round_weight(nodes[weighted])
     writer.finish()
     if half:
         _raise_opset(model)
     path = folder / f"{name}.onnx"
     data = model.SerializeToString(deterministic=True)
     path.write_bytes(data)
-    note = f"int8 in {len(weighted)} layers, {table.method} ranges of {len(table.calibration.images)} images"
+    note = f"int8 in {len(table.weights)} layers, {table.method} ranges of {len(table.calibration.images)} images"
     return replace(network, path=str(path), digest=hashlib.sha256(data).hexdigest(), notes=(*network.notes, note))
 
 
@@ -87,16 +81,11 @@ def matched(model: onnx.ModelProto, table: QuantTable) -> QuantTable:
         now = dict(zip(table.order, names, strict=True))
         points = tuple(replace(point, node=now[point.node]) for point in table.points)
         return replace(table, points=points, weights=tuple(now[name] for name in table.weights), order=tuple(names))
-    raise _unknown(sorted(missing)[0], names, "quantize.graph", "The table is of another network: it names a node not there")
+    name = next(point.node for point in table.points if point.node in missing) if table.points else min(missing)
+    raise unknown_node(name, names, "quantize.graph", "The table is of another network: it names a node that is not there")
 
 
-def _require_known(given: Collection[str], names: Sequence[str], code: str, what: str) -> None:
-    for name in given:
-        if name not in names:
-            raise _unknown(name, names, code, what)
-
-
-def _unknown(name: str, names: Sequence[str], code: str, what: str) -> BadInput:
+def unknown_node(name: str, names: Sequence[str], code: str, what: str) -> BadInput:
     near = difflib.get_close_matches(name, names, 1)
     return BadInput(code, what, got=name, fix=f"did you mean {near[0]}?" if near else "see the graph's node names")
 

@@ -122,3 +122,37 @@ class QuantTable:
     weights: tuple[str, ...]
     order: tuple[str, ...] = ()
     """Names of the nodes in graph order, by which a graph of equal structure and other names is matched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerGroup:
+    """Layers that are quantised, or kept, together."""
+
+    name: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibratorLoss:
+    method: Calibrator
+    divergence: float
+    """Of the whole network's detections in INT8 from those in FP32, on the calibration images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """What one group alone in INT8 does to the detections."""
+
+    group: LayerGroup
+    divergence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedPoint:
+    """A choice of groups kept in FP16: what it is predicted to lose and take, and what was measured of it."""
+
+    kept: tuple[str, ...]
+    """Names of the groups in FP16."""
+    predicted_loss: float
+    """Sum of the divergences of the groups in INT8."""
+    predicted_us: float
