@@ -77,7 +77,7 @@ def matched(model: onnx.ModelProto, table: QuantTable) -> QuantTable:
     missing = wanted.difference(names)
     if not missing:
         return table
-    if table.order and structure_of(model) == table.structure:
+    if wanted.issubset(table.order) and structure_of(model) == table.structure:
         now = dict(zip(table.order, names, strict=True))
         points = tuple(replace(point, node=now[point.node]) for point in table.points)
         return replace(table, points=points, weights=tuple(now[name] for name in table.weights), order=tuple(names))
