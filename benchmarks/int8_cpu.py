@@ -66,6 +66,14 @@ class Case:
             "environment": json.loads(dump(inspect_machine())),
         }  # fmt: skip
 
+        if given.resume and given.output.exists():
+            self.result = json.loads(given.output.read_text())
+
+    def known(self, part: str, count: int = 1) -> Any:
+        """What an earlier call wrote of this part, if it was done with it."""
+        found = self.result.get(part)
+        return found if found is not None and (not isinstance(found, list) or len(found) >= count) else None
+
     def note(self, part: str, value: Any) -> None:
         self.result[part] = value
         self.given.output.write_text(json.dumps(self.result, indent=1) + "\n")
@@ -100,7 +108,8 @@ def group_costs(case: Case, groups: Sequence[LayerGroup], losses: dict[str, floa
     times = {node: 0.0 for group in groups for node in group.nodes}
     fixed = 0.0
     if case.given.times is not None:
-        rows = json.loads(case.given.times.read_text())["rows"]
+        held = json.loads(case.given.times.read_text())
+        rows = [row for phase in held.get("phases", {"": held["rows"] if "rows" in held else []}).values() for row in phase]
         held = next(row for row in rows if row.get("what") == "layers" and "int8" not in str(row.get("built_as", "")))
         for layer in held["layers"]:
             mine = [node for node in re.findall(r"node_\w+", layer[0]) if node in times]
@@ -132,8 +141,8 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def sensitivity(case: Case, table: QuantTable, groups: Sequence[LayerGroup]) -> dict[str, float]:
-    every, rows = heavy_nodes(case.scored.model), []
-    for group in groups:
+    every, rows = heavy_nodes(case.scored.model), case.known("sensitivity", len(groups)) or []
+    for group in groups[len(rows) :]:
         alone = narrowed(case.scored.model, table, [name for name in every if name not in group.nodes])
         rows.append(
             {"group": group.name, "layers": len(group.nodes), "divergence": case.proxy.divergence(alone), **case.drop(alone)}
@@ -188,6 +197,7 @@ def main() -> None:
     options.add_argument("--work", type=Path, required=True)
     options.add_argument("--output", type=Path, required=True)
     options.add_argument("--times", type=Path)
+    options.add_argument("--resume", action="store_true", help="what --output has is not measured again")
     options.add_argument("--size", type=int, default=640)
     given = options.parse_args()
     case = Case(given)
@@ -197,17 +207,24 @@ def main() -> None:
     ranges = calibrate(case.network, case.detector, paths, selector="cover", threads=2)
     losses = choose_calibrator(case.proxy, ranges)
     case.note("calibrators", [json.loads(dump(loss)) for loss in losses])
-    rows = []
-    tables: dict[str, QuantTable] = {}
+    rows = case.known("placements", 12) or []
+    tables = {title: table_of(case.network, ranges, "mse", keep_wide=kept) for title, kept in placements(case, groups).items()}
     for title, kept in placements(case, groups).items():
         for method in CALIBRATORS if title in ("all", "stem and depthwise wide") else ("mse",):
+            if any((row["placement"], row["calibrator"]) == (title, method) for row in rows):
+                continue
             table = table_of(case.network, ranges, method, keep_wide=kept)
-            tables |= {f"{title}, {method}": table} if method == "mse" else {}
             rows.append({"placement": title, "calibrator": method, "layers": len(table.weights), **case.drop(table)})
             case.note("placements", rows)
-    speed(case, tables)
-    chosen = table_of(case.network, ranges, "mse")
-    search(case, chosen, groups, sensitivity(case, chosen, groups))
+    for row in rows:
+        if "divergence" not in row:
+            kept = placements(case, groups)[row["placement"]]
+            row["divergence"] = case.proxy.divergence(table_of(case.network, ranges, row["calibrator"], keep_wide=kept))
+            case.note("placements", rows)
+    case.note("rank_correlation_of_placements", spearman([r["divergence"] for r in rows], [r["relative_pct"] for r in rows]))
+    if case.known("speed") is None:
+        speed(case, {f"{title}, mse": table for title, table in tables.items()})
+    search(case, tables["all"], groups, sensitivity(case, tables["all"], groups))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,11 @@ def _weighed(
     from redline.sensitivity import Scales, choose_calibrator, sensitivities
     from redline.vision import decode
 
-    key = {"network": network.digest, "images": [image.sha256 for image in choice.images], "tools": tool_versions()}
+    key: dict[str, object] = {
+        "network": network.digest,
+        "images": [image.sha256 for image in choice.images],
+        "tools": tool_versions(),
+    }
     key |= {"preprocess": subject.detector.preprocess}
     paths = [Path(image.path) for image in choice.images]
     with progress.stage(f"ranges on {len(paths)} images"):
@@ -113,7 +117,8 @@ def _weighed(
 
 def _choices(sensitive: tuple[Sensitivity, ...]) -> tuple[tuple[str, ...], ...]:
     """Everything in INT8; and without the groups that lose most."""
-    whole, held, kept = sum(found.divergence for found in sensitive), 0.0, []
+    whole, held = sum(found.divergence for found in sensitive), 0.0
+    kept: list[str] = []
     for found in sorted(sensitive, key=lambda one: -one.divergence):
         if held >= KEPT_SHARE * whole:
             break

@@ -20,16 +20,14 @@ def build(
     spec: Annotated[Path | None, typer.Argument(help="The spec file; none with --replay.")] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder of all runs and their store.")] = RUNS,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, tf32, fp16 or int8; default: the narrowest the spec names but int8.")
+        str | None, typer.Option(help="fp32, tf32, fp16 or int8; default: the spec's narrowest but int8.")
     ] = None,
     profiles: Annotated[str, typer.Option(help="exact, bucketed or dynamic.")] = "exact",
     minimal: Annotated[bool, typer.Option("--minimal", help="Exact profiles of shapes padded to the stride only.")] = False,
     batched: Annotated[bool, typer.Option("--batched", help="For batches too, not for one image at a time.")] = False,
     level: Annotated[int | None, typer.Option(help="Optimisation level, 0 (fastest build) to 5.")] = None,
     capability: Annotated[list[str] | None, typer.Option(help="Ahead of time for this compute capability, as 8.9.")] = None,
-    wide: Annotated[
-        list[str] | None, typer.Option(help="Hold this ONNX node in FP32 in an FP16 engine, out of INT8 in an INT8 one.")
-    ] = None,
+    wide: Annotated[list[str] | None, typer.Option(help="Hold this ONNX node in FP32; in INT8, out of INT8.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Compare it with FP32 layer by layer.")] = False,
     replay: Annotated[str | None, typer.Option(help="Build the engine of this digest again and compare.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,

@@ -73,8 +73,8 @@ def export_graphs(
 ) -> Graphs:
     """Export once; a model that cannot be exported still has its torch runners.
 
-    `for_gpu`: the network in FP16 and INT8 too, if the spec asks for it, and none with pre- and post-processing inside. `typed`:
-    what is not INT8 of the INT8 graph is FP16; False, for TensorRT 8.6: it is FP32, and FP16 by a flag.
+    `for_gpu`: the network in FP16 and INT8 too, if the spec asks for it, and none with pre- and post-processing inside.
+    `typed`: what is not INT8 of the INT8 graph is FP16; False, for TensorRT 8.6: it is FP32, and FP16 by a flag.
     """
     from redline.export import export_end_to_end, export_onnx
 

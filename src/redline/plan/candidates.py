@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from redline.plan import gpu as on_gpu
 from redline.plan.buckets import choose_buckets
-from redline.plan.gpu import GpuAbilities, Int8Choices
+from redline.plan.gpu import ALL_INT8, GpuAbilities, Int8Choices
 from redline.records import Buckets, Candidate, Environment, OnnxModel, Preprocess, Refusal, Spec, Traffic
 from redline.records.run import RunnerKind
 from redline.records.spec import Precision
@@ -111,14 +111,15 @@ def space(
     graph_failure: str | None,
     is_torch: bool,
     half_failure: str | None = None,
-    int8: Int8Choices = Int8Choices(),
+    int8: Int8Choices = ALL_INT8,
     images: Sequence[tuple[int, int]] = (),
 ) -> Space:
     """Lawful families for `spec` under `traffic` on `environment`; what is refused carries its reason.
 
     `network_failure`, `graph_failure`, `half_failure`: why there is no exported network, none with pre- and post-processing
-    inside, none in FP16. `int8`: INT8 graphs to try. `images`: (height, width) of the evaluation images. Where there is a GPU, it is what is measured, and
-    the CPU only for the reference of an ONNX file. Raises BadInput (plan.no-gpu) if `spec` names a GPU that is not there.
+    inside, none in FP16. `int8`: INT8 graphs to try. `images`: (height, width) of the evaluation images. Where there is a GPU,
+    it is what is measured, and the CPU only for the reference of an ONNX file. Raises BadInput (plan.no-gpu) if `spec` names a
+    GPU that is not there.
     """
     if abilities.gpu is not None:
         failures = (network_failure, half_failure)

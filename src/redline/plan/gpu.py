@@ -55,6 +55,9 @@ class Int8Choices:
     kept: tuple[tuple[str, ...], ...] = ((),)
 
 
+ALL_INT8 = Int8Choices()
+
+
 def pick_gpus(wanted: str, names: Sequence[str]) -> tuple[tuple[int, ...], tuple[Refusal, ...]]:
     """Indices of the GPUs to use for `[target] devices`, and which are left out: one queue wants GPUs of one kind.
 
