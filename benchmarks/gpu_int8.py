@@ -64,6 +64,12 @@ def depthwise(bench: Bench, name: str) -> list[str]:
     return [nodes[0].name, *grouped]
 
 
+def stem(bench: Bench, name: str) -> list[str]:
+    """The first two layers stay in FP16: the second, depthwise, loses most of all to the range of its whole input."""
+    nodes = read_graph(bench.graph(name, False).path).graph.node
+    return [node.name for node in nodes if node.op_type == "Conv"][:2]
+
+
 def heads(bench: Bench, name: str) -> list[str]:
     """The last convolutions, those whose results leave the graph through no other layer, stay in FP16."""
     graph = read_graph(bench.graph(name, False).path).graph
@@ -137,6 +143,7 @@ def yolox(bench: Bench, count: int) -> None:
     shape = (count, 3, 640, 640)
     builds = {
         "int8": int8(bench, "yolox640", shape, "yolox640"),
+        "int8 stem": int8(bench, "yolox640", shape, "yolox640", stem),
         "int8 dense": int8(bench, "yolox640", shape, "yolox640", depthwise),
         "fp16": fp16(bench, "yolox640", shape),
     }

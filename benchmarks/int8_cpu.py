@@ -109,7 +109,7 @@ def group_costs(case: Case, groups: Sequence[LayerGroup], losses: dict[str, floa
     fixed = 0.0
     if case.given.times is not None:
         held = json.loads(case.given.times.read_text())
-        rows = [row for phase in held.get("phases", {"": held["rows"] if "rows" in held else []}).values() for row in phase]
+        rows = [row for phase in held.get("phases", {"": held.get("rows", [])}).values() for row in phase]
         held = next(row for row in rows if row.get("what") == "layers" and "int8" not in str(row.get("built_as", "")))
         for layer in held["layers"]:
             mine = [node for node in re.findall(r"node_\w+", layer[0]) if node in times]

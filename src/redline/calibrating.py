@@ -95,12 +95,8 @@ def _weighed(
     from redline.sensitivity import Scales, choose_calibrator, sensitivities
     from redline.vision import decode
 
-    key: dict[str, object] = {
-        "network": network.digest,
-        "images": [image.sha256 for image in choice.images],
-        "tools": tool_versions(),
-    }
-    key |= {"preprocess": subject.detector.preprocess}
+    key: dict[str, object] = {"network": network.digest, "images": [image.sha256 for image in choice.images]}
+    key |= {"preprocess": subject.detector.preprocess, "tools": tool_versions()}
     paths = [Path(image.path) for image in choice.images]
     with progress.stage(f"ranges on {len(paths)} images"):
         ranges = store.once(
