@@ -1,4 +1,4 @@
-"""mAP of detections that the GPU benchmark wrote (FP16 engine and FP32 eager torch), with the paired interval of the drop.
+"""mAP of detections that the GPU benchmark wrote (FP16 or INT8 engine, FP32 eager torch), with the drop's paired interval.
 
 python benchmarks/gpu_accuracy.py --shared DIR [--output FILE] detections-yolox640.npz ...
 """
@@ -21,7 +21,7 @@ from redline.records import Dataset, Detections
 from redline.records.spec import DataRef
 from redline.store import dump
 
-MUST_PCT = 0.1
+MUST_PCT = {"fp16": 0.1, "int8": 0.5}
 RESAMPLES = 2000
 
 
@@ -31,29 +31,31 @@ def data_of(name: str, shared: Path) -> Dataset:
     return load_dataset(DataRef(images=str(place / "images"), annotations=str(place / file)))
 
 
-def drop(name: str, dataset: Dataset, reference: Sequence[Detections], found: Sequence[Detections]) -> dict[str, Any]:
+def drop(name: str, dataset: Dataset, how: str, reference: Sequence[Detections], found: Sequence[Detections]) -> dict[str, Any]:
     """AP of both and the relative drop with its 95 % interval, images resampled in pairs."""
+    must = MUST_PCT[how]
     truth = ground_truth(dataset, reference, spec(name, Path()).labels)
     before, after = (observe(truth, detections).evaluation for detections in (reference, found))
-    row = json.loads(dump(map_drop(before, after, resamples=RESAMPLES, budget_pct=MUST_PCT)))
+    row = json.loads(dump(map_drop(before, after, resamples=RESAMPLES, budget_pct=must)))
     return {
         "model": name, "images": len(found), "detections": [sum(len(d.scores) for d in side) for side in (reference, found)],
         "images_that_differ": sum(differs(a, b) is not None for a, b in zip(reference, found, strict=True)),
-        "must_pct": MUST_PCT, "met": row["relative_pct"] <= MUST_PCT, "drop": row,
+        "precision": how, "must_pct": must, "met": row["relative_pct"] <= must, "drop": row,
     }  # fmt: skip
 
 
-def read(path: Path, dataset: Dataset) -> tuple[list[Detections], list[Detections]]:
-    """(FP32, FP16) detections in the data set's order."""
+def read(path: Path, dataset: Dataset) -> tuple[str, list[Detections], list[Detections]]:
+    """The engine's precision, FP32's and its detections in the data set's order."""
     held = np.load(path)
+    narrow = next(name.split("_")[0] for name in held.files if name.endswith("_counts") and not name.startswith("fp32"))
     place = {str(name): index for index, name in enumerate(held["files"])}
     order = [place[Path(image.path).name] for image in dataset.images]
     sides = []
-    for how in ("fp32", "fp16"):
+    for how in ("fp32", narrow):
         ends = np.cumsum(held[f"{how}_counts"])
         parts = [[*np.split(held[f"{how}_{field}"], ends[:-1])] for field in ("boxes", "scores", "labels")]
         sides.append([Detections(boxes=parts[0][i], scores=parts[1][i], labels=parts[2][i]) for i in order])
-    return sides[0], sides[1]
+    return narrow, sides[0], sides[1]
 
 
 def main() -> None:
@@ -64,9 +66,9 @@ def main() -> None:
     given = options.parse_args()
     rows = []
     for path in given.files:
-        name = path.stem.removeprefix("detections-")
+        name, _, label = path.stem.removeprefix("detections-").partition("@")
         dataset = data_of(name, given.shared)
-        rows.append(drop(name, dataset, *read(path, dataset)))
+        rows.append({"built_as": label or name, **drop(name, dataset, *read(path, dataset))})
         print(json.dumps(rows[-1]), flush=True)
     if given.output:
         given.output.write_text(json.dumps({"phase": "accuracy", "rows": rows}, indent=1) + "\n")

@@ -24,6 +24,16 @@ class Native(Library):
             network.get_output(index).allowed_formats = 1 << int(self.module.TensorFormat.HWC8)
 
 
+class HalfOutputs(Library):
+    """8.6: outputs in float16, as a graph of float16 has them where types come from the graph."""
+
+    def follow_graph(self, network: Any, config: Any, precision: str, wide: Any, **more: Any) -> None:
+        Library.follow_graph(self, network, config, precision, wide, **more)
+        if not self.strongly_typed:
+            for index in range(network.num_outputs):
+                network.get_output(index).dtype = self.module.DataType.HALF
+
+
 class Typed(Library):
     """Every layer that computes is asked for the types of an FP16 graph, not the convolutions alone."""
 

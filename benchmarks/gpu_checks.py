@@ -76,23 +76,25 @@ def answer(case: Callable[[], Any]) -> str:
     return "NOT REFUSED"
 
 
-def inspect(bench: Bench, name: str, build: EngineBuild, batch: Any) -> None:
+def inspect(bench: Bench, name: str, build: EngineBuild, batch: Any, label: str = "") -> None:
     """Anatomy of an inference and the time, type and kernel of each layer."""
+    called = label or name
     runner = bench.runner(build)
     text = runner.engine.create_engine_inspector().get_engine_information(bench.library.module.LayerInformationFormat.JSON)
-    (bench.given.out / f"inspector-{name}.json.gz").write_bytes(gzip.compress(text.encode()))
-    bench.note(model=name, what="anatomy", shape=list(batch.shape), **json.loads(dump(anatomy(runner, batch))))
+    (bench.given.out / f"inspector-{called}.json.gz").write_bytes(gzip.compress(text.encode()))
+    bench.note(model=name, what="anatomy", built_as=called, shape=list(batch.shape), **json.loads(dump(anatomy(runner, batch))))
     times, facts = layer_times(runner, batch, build.proof.layers), {layer.name: layer for layer in build.proof.layers}
     runner.close()
     rows = []
     for layer in times:
         fact = facts.get(layer.name)
-        about = (fact.precision, round(fact.flop / 1e9, 4), fact.tactic) if fact else ("", 0.0, "")
+        about = (fact.precision, round(fact.flop / 1e9, 4), fact.tactic, fact.nodes) if fact else ("", 0.0, "", ())
         rows.append((layer.name, round(layer.ms * 1000, 2), *about))
     total = sum(layer.ms for layer in times)
     bench.note(
-        model=name, what="layers", count=len(times), sum_ms=total, mapped_share=sum(t.ms for t in times if t.nodes) / total,
-        columns=["name", "us", "precision", "gflop", "tactic"], layers=rows,
+        model=name, what="layers", built_as=called, shape=list(batch.shape), count=len(times), sum_ms=total,
+        mapped_share=sum(t.ms for t in times if t.nodes) / total,
+        columns=["name", "us", "precision", "gflop", "tactic", "nodes"], layers=rows,
     )  # fmt: skip
 
 
@@ -101,18 +103,23 @@ def read_rgb(path: Path) -> Any:
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
-def accuracy(bench: Bench, name: str, data: str, build: EngineBuild) -> None:
-    """Detections of the engine and of FP32 eager torch on the same images, as one npz; evaluated where the labels are."""
+def accuracy(bench: Bench, name: str, data: str, build: EngineBuild, label: str = "") -> None:
+    """Detections of the engine and of FP32 eager torch on the same images, as one npz; evaluated where the labels are.
+
+    `label`: tells engines of one model apart in the file's name.
+    """
+    narrow = build.options.precision
     source = detector(name, bench.given.weights)
     arrays: dict[str, Any] = {}
     files = sorted((bench.given.data / data).iterdir())
-    for how, used in (("fp16", bench.runner(build)), ("fp32", TorchGpuRunner(source.module))):
+    for how, used in ((narrow, bench.runner(build)), ("fp32", TorchGpuRunner(source.module))):
         predict = Predictor(used, source.preprocess, source.head, source.postprocess, "fixed")
         found = [predict([read_rgb(path)])[0] for path in files]
         for field in ("boxes", "scores", "labels"):
             arrays[f"{how}_{field}"] = np.concatenate([getattr(one, field) for one in found])
         arrays[f"{how}_counts"] = np.array([len(one.scores) for one in found])
         used.close()
-    np.savez_compressed(bench.given.out / f"detections-{name}.npz", files=[path.name for path in files], **arrays)
-    counts = [int(arrays[f"{how}_counts"].sum()) for how in ("fp16", "fp32")]
-    bench.note(model=name, what="detections", images=len(files), fp16=counts[0], fp32=counts[1])
+    file = bench.given.out / f"detections-{name}{label and '@' + label}.npz"
+    np.savez_compressed(file, files=[path.name for path in files], **arrays)
+    counts = {how: int(arrays[f"{how}_counts"].sum()) for how in (narrow, "fp32")}
+    bench.note(model=name, what="detections", images=len(files), built_as=label or name, **counts)

@@ -7,6 +7,8 @@ import fcntl
 import math
 import sys
 import tempfile
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from gpu_variants import VARIANTS, export_variant, is_native, narrow_input
 from redline.engine.graph_facts import node_facts, read_graph
 from redline.export import export_onnx
 from redline.export.half import export_half
+from redline.export.quantized import export_int8
 from redline.model.load import load_detector
+from redline.quantizing import narrowed
 from redline.records import Detector, Head, ModelSpec, OnnxModel, Postprocess, Preprocess
+from redline.records.quantize import QuantTable
 from redline.store import dump, load
 from redline.zoo import retinanet as zoo
 
@@ -26,6 +31,8 @@ IMAGENET = {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.22
 STEM = "-stem"
 """An FP16 graph whose stem stays in FP32."""
 WIDTH = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
+TABLES = Path(__file__).parent / "int8"
+"""Scales and places, made by int8_tables.py."""
 TORCHVISION = Postprocess(score=0.05, iou=0.5, max_detections=300, candidates_per_level=1000)
 
 
@@ -77,6 +84,23 @@ def graph(name: str, weights: Path, folder: Path, half: bool) -> OnnxModel:
         (folder / name / "full.json").write_bytes(dump(full))
         (folder / name / "half.json").write_bytes(dump(lower))
     return load(OnnxModel, record.read_bytes())
+
+
+def quantised(
+    name: str, weights: Path, folder: Path, table: str, keep_wide: Collection[str], half: bool, *, plain: bool = False
+) -> OnnxModel:
+    """The INT8 graph that benchmarks/int8/TABLE.json makes of the model's FP32 or FP16 graph; `keep_wide`: layers left out.
+
+    `plain`: layers alone are rounded, not residual branches, pooling, Resize and Concat.
+    """
+    held = load(QuantTable, (TABLES / f"{table}.json").read_bytes())
+    source = graph(name, weights, folder, half)
+    if keep_wide:
+        held = narrowed(read_graph(graph(name, weights, folder, False).path), held, keep_wide)
+    if plain:
+        held = replace(held, points=tuple(point for point in held.points if point.node in held.weights))
+    called = f"{table}-{len(keep_wide)}-{'half' if half else 'full'}{'-plain' if plain else ''}"
+    return export_int8(source, folder / name, held, name=called)
 
 
 def prepared(name: str, source: Detector, folder: Path) -> tuple[OnnxModel, OnnxModel]:

@@ -38,7 +38,7 @@ from redline.records import BuildOptions, EngineBuild, EngineProfile, OnnxModel,
 from redline.store import Store, dump
 from redline.store.disk import write_file
 
-PEAK_FLOPS = {"fp32": 66.9e12, "tf32": 494.7e12, "fp16": 989.4e12}
+PEAK_FLOPS = {"fp32": 66.9e12, "tf32": 494.7e12, "fp16": 989.4e12, "int8": 1978.9e12}
 """Dense peaks of an H100 / H200 SXM by the vendor's datasheet."""
 BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12}
 """Bytes per second of device memory, likewise."""
@@ -203,7 +203,10 @@ def time_torch(
 
 
 def report(bench: Bench, name: str, how: str, precision: str, shape: Shape, row: dict[str, Any]) -> None:
-    flop, roof = limits(bench.graph(name, precision == "fp16"), shape, PEAK_FLOPS[precision], bench.bandwidth)
+    narrow = precision in ("fp16", "int8")
+    # Of the FP16 graph's bytes INT8 moves half: the limit of a graph in INT8 throughout.
+    bandwidth = bench.bandwidth * (2 if precision == "int8" else 1)
+    flop, roof = limits(bench.graph(name, narrow), shape, PEAK_FLOPS[precision], bandwidth)
     bench.note(
         model=name, what="latency", how=how, shape=list(shape), gflop_per_image=flop / shape[0] / 1e9,
         images_per_s=1000 * shape[0] / row["p50_ms"], compute_roof_ms=flop / PEAK_FLOPS[precision] * 1000,
@@ -217,11 +220,12 @@ def limits(model: OnnxModel, shape: Shape, peak: float, bandwidth: float) -> tup
     return total_flop(node_facts(read_graph(model.path), shape)), roof_ms(model, shape, peak, bandwidth)
 
 
-def main() -> None:
+def main(phases: dict[str, Any] | None = None, about: str | None = __doc__) -> None:
     from gpu_phases import PHASES
 
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("phases", nargs="+", choices=sorted(PHASES))
+    known = PHASES if phases is None else phases
+    options = argparse.ArgumentParser(description=about)
+    options.add_argument("phases", nargs="+", choices=sorted(known))
     options.add_argument("--weights", type=Path, required=True)
     options.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "redline-gpu")
     options.add_argument("--graphs", type=Path, help="where the ONNX graphs are; default: --work")
@@ -239,7 +243,7 @@ def main() -> None:
     for phase in given.phases:
         bench.phase, bench.rows = phase, []
         try:
-            PHASES[phase](bench)
+            known[phase](bench)
         except BuiltOnly:
             continue
         except Exception as error:  # a phase that fails must not take the others' device time along

@@ -6,15 +6,17 @@ import difflib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redline.boundary import boundary_failure
+from redline.calibrating import NO_SET
 from redline.errors import BadInput, TrialError
 from redline.inspecting import Inspector, first_bad_layer
 from redline.live import engine_options
 from redline.plan.candidates import MAX_BATCH, MOST_BUCKETS, no_minimal
-from redline.plan.gpu import NO_INT8, asked_precisions
+from redline.plan.gpu import asked_precisions
 from redline.prepare import export_graphs, load_subject, run_id
 from redline.records import BoundaryCheck, Candidate, EngineBuild, LayerParity, ProfileKind, Spec, Verdict
 from redline.records.spec import Precision
@@ -75,11 +77,12 @@ def build(spec: Spec, wanted: Wanted, *, runs: Path, progress: Progress) -> Buil
     with ThreadPoolExecutor(1) as aside:  # torch's OpenMP pool ends with the thread
         subject = aside.submit(load_subject, asked, progress).result()
         _require_shapes(subject, wanted)
-        graphs = aside.submit(export_graphs, subject, store, journal, progress, for_gpu=True).result()
+        export = partial(export_graphs, for_gpu=True, typed=foundry.library.strongly_typed)
+        graphs = aside.submit(export, subject, store, journal, progress).result()
     _require_nodes(graphs, wanted)
     onnx = graphs.of(candidate)
     if onnx is None:
-        why = graphs.network_failure or graphs.half_failure
+        why = graphs.network_failure or graphs.half_failure or graphs.int8.failure
         raise TrialError("engine-no-graph", "TensorRT needs an exported graph", got=why, fix="see why the export failed")
     candidate = _with_shapes(subject, candidate)
     options = engine_options(subject, graphs, candidate, foundry)
@@ -190,15 +193,16 @@ def _candidate(spec: Spec, wanted: Wanted) -> Candidate:
     """Without its shapes where they come from the traffic. Raises BadInput for what cannot be asked."""
     asked = asked_precisions(spec)
     precision = wanted.precision or (asked[-1] if asked else "fp32")
-    if precision == "int8":
-        raise BadInput("build.precision", f"INT8 {NO_INT8}", fix="--precision fp16")
+    if precision == "int8" and spec.data.calibrate is None:
+        raise BadInput("build.precision", f"INT8 {NO_SET}", fix="name images in the spec, or --precision fp16")
     if wanted.minimal and wanted.profiles != "exact":
         what = f"--minimal goes with exact profiles: {wanted.profiles} ones have shapes of their own"
         raise BadInput("build.shapes", what, fix="leave it out")
     if wanted.level is not None and wanted.level not in LEVELS:
         raise BadInput("build.level", "no such optimisation level", got=wanted.level, allowed="0 (fastest build) to 5")
-    if wanted.wide and precision != "fp16":
-        raise BadInput("build.wide", f"nodes are held in FP32 in a graph in FP16, not in {precision}", fix="--precision fp16")
+    if wanted.wide and precision not in ("fp16", "int8"):
+        what = f"nodes are held wide in a graph in FP16 or INT8, not in {precision}"
+        raise BadInput("build.wide", what, fix="--precision fp16")
     if wanted.layers and wanted.capabilities:
         what = "layers are compared by running the engine, and one built ahead of time does not run here"
         raise BadInput("build.layers", what, fix="leave out --layers or --capability")

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from redline.doctor import abilities, inspect_machine
 from redline.errors import BadInput
 from redline.gpus import GpuHost, open_gpus
 from redline.plan.candidates import Abilities, Space, space
+from redline.plan.gpu import Int8Choices
 from redline.plan.serving import served_space
 from redline.prepare import Graphs, Subject, export_graphs, load_subject, run_id
 from redline.progress import Progress
@@ -56,7 +58,9 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
     with ThreadPoolExecutor(1) as aside:  # torch's OpenMP pool ends with the thread, and does not slow the runners' own
         subject = aside.submit(load_subject, spec, progress).result()
         gpus, no_gpu = open_gpus(spec, environment, store, journal, progress)
-        graphs = aside.submit(export_graphs, subject, store, journal, progress, for_gpu=gpus is not None).result()
+        typed = gpus is None or gpus.foundry is None or gpus.foundry.library.strongly_typed
+        export = partial(export_graphs, for_gpu=gpus is not None, typed=typed)
+        graphs = aside.submit(export, subject, store, journal, progress).result()
     planned = plan_run(spec, graphs, folder, runs, environment, progress, on_gpu=gpus is not None)
     candidates = _candidates(subject, graphs, environment, gpus, no_gpu)
     salt = started if fresh else ""
@@ -144,6 +148,7 @@ def _candidates(subject: Subject, graphs: Graphs, environment: Environment, gpus
         graph_failure=graphs.end_to_end_failure,
         is_torch=subject.detector.module is not None,
         half_failure=graphs.half_failure,
+        int8=Int8Choices(failure=graphs.int8.failure, kept=graphs.int8.kept),
         images=tuple((image.height, image.width) for image in subject.dataset.images),
     )
 

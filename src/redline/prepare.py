@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from redline.calibrating import NONE, Int8Graphs, int8_graphs
 from redline.errors import TrialError
 from redline.records import Candidate, Dataset, Detector, OnnxModel, ServeSpec, Spec, Traffic
 from redline.store import Journal, Store, digest_of
@@ -40,11 +41,15 @@ class Graphs:
     half_failure: str | None = None
     held: Callable[[tuple[str, ...]], OnnxModel] | None = None
     """The network in FP16 with these nodes in FP32. Raises TrialError: export-half. None: as `half`."""
+    int8: Int8Graphs = NONE
+    """The network in INT8, with layers kept out of it."""
 
     def of(self, candidate: Candidate) -> OnnxModel | None:
         """The graph that a candidate's engine is made from."""
         if candidate.prepost == "graph":
             return self.end_to_end
+        if candidate.precision == "int8":
+            return self.int8.make(candidate.wide) if self.int8.make is not None else None
         if candidate.wide and self.held is not None:
             return self.held(candidate.wide)
         return self.half if candidate.runner == "tensorrt" and candidate.precision == "fp16" else self.network
@@ -63,10 +68,13 @@ def load_subject(spec: Spec, progress: Progress) -> Subject:
     return Subject(spec=spec, dataset=dataset, traffic=traffic, detector=detector)
 
 
-def export_graphs(subject: Subject, store: Store, journal: Journal, progress: Progress, *, for_gpu: bool = False) -> Graphs:
+def export_graphs(
+    subject: Subject, store: Store, journal: Journal, progress: Progress, *, for_gpu: bool = False, typed: bool = True
+) -> Graphs:
     """Export once; a model that cannot be exported still has its torch runners.
 
-    `for_gpu`: the network in FP16 too, if the spec asks for it, and none with pre- and post-processing inside.
+    `for_gpu`: the network in FP16 and INT8 too, if the spec asks for it, and none with pre- and post-processing inside.
+    `typed`: what is not INT8 of the INT8 graph is FP16; False, for TensorRT 8.6: it is FP32, and FP16 by a flag.
     """
     from redline.export import export_end_to_end, export_onnx
 
@@ -94,6 +102,7 @@ def export_graphs(subject: Subject, store: Store, journal: Journal, progress: Pr
             half=half,
             half_failure=failure,
             held=_held(network, once) if (half, failure) != (None, None) else None,
+            int8=_int8(subject, network, store, journal, once, progress, typed=typed),
         )
     with progress.stage("export with pre- and post-processing"):
         whole = {"network": network.digest, "postprocess": detector.postprocess, **key}
@@ -122,6 +131,32 @@ def _half(
             return once("export-half", key, lambda folder: export_half(network, folder), (network.digest,)), None
         except TrialError as error:
             return None, error.text()
+
+
+def _int8(
+    subject: Subject,
+    network: OnnxModel,
+    store: Store,
+    journal: Journal,
+    once: Callable[..., OnnxModel],
+    progress: Progress,
+    *,
+    typed: bool,
+) -> Int8Graphs:
+    from redline.export.half import export_half
+
+    if "int8" not in subject.spec.target.precisions:
+        return NONE
+    source = network
+    if typed:
+        key = {"network": network.digest, "tools": tool_versions()}
+        try:
+            source = once("export-half", key, lambda folder: export_half(network, folder), (network.digest,))
+        except TrialError as error:
+            return replace(NONE, failure=error.text())
+    # What else is asked for is what a run tries; alone it is a build of all layers.
+    choose = len(subject.spec.target.precisions) > 1
+    return int8_graphs(subject, network, source, store, journal, once, progress, choose=choose)
 
 
 def _held(network: OnnxModel, once: Callable[..., OnnxModel]) -> Callable[[tuple[str, ...]], OnnxModel]:

@@ -31,7 +31,8 @@ class NodeFact:
     name: str
     operator: str
     type: str
-    """Of the first output: fp32, fp16 ..., "unknown" if shape inference does not say."""
+    """Of the first output: fp32, fp16 ..., "unknown" if shape inference does not say; int8 of a layer whose data and weight
+    were both rounded to INT8 and back."""
     flop: float
     module: str
     """Where it came from in the source module ("backbone.body.conv1"), "" if the graph does not say."""
@@ -60,7 +61,8 @@ def node_facts(model: onnx.ModelProto, shape: tuple[int, ...]) -> tuple[NodeFact
             dim.Clear()
     values = {value.name: value for value in infer(sized)}
     weights = {weight.name: weight for weight in sized.graph.initializer}
-    return tuple(_fact(node, index, values, weights) for index, node in enumerate(model.graph.node))
+    rounded = frozenset(node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear")
+    return tuple(_fact(node, index, values, weights, rounded) for index, node in enumerate(model.graph.node))
 
 
 def infer(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, ...]:
@@ -85,14 +87,17 @@ def narrow_nodes(facts: tuple[NodeFact, ...]) -> frozenset[str]:
     return frozenset(fact.name for fact in facts if fact.type == "fp16" and fact.flop)
 
 
-def _fact(node: Any, index: int, values: dict[str, Any], weights: dict[str, Any]) -> NodeFact:
+def _fact(
+    node: Any, index: int, values: dict[str, Any], weights: dict[str, Any], rounded: frozenset[str] = frozenset()
+) -> NodeFact:
     output = values.get(node.output[0])
     kind = output.type.tensor_type.elem_type if output is not None else 0
+    flop = _flop(node, values, weights)
     return NodeFact(
         name=node.name or f"{node.op_type}_{index}",
         operator=node.op_type,
-        type=TYPES.get(kind, "unknown"),
-        flop=_flop(node, values, weights),
+        type="int8" if flop and rounded.issuperset(node.input[:2]) else TYPES.get(kind, "unknown"),
+        flop=flop,
         module=module_of(node),
         output=node.output[0],
     )

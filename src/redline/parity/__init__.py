@@ -7,7 +7,7 @@ that old results can be judged by new limits.
 from redline.parity.agreement import AGREEMENT_FLOOR, agreement_truths
 from redline.parity.answers import differs
 from redline.parity.bootstrap import images_to_decide, map_drop, resample_counts, resampled_ap
-from redline.parity.boxes import match_boxes
+from redline.parity.boxes import divergence, match_boxes
 from redline.parity.compare import GroundTruth, Observed, compare, ground_truth, observe
 from redline.parity.evaluation import CategoryMatches, Evaluation, accuracy, evaluate
 from redline.parity.tensors import TOLERANCE, compare_tensors, determinism
@@ -26,6 +26,7 @@ __all__ = [
     "compare_tensors",
     "determinism",
     "differs",
+    "divergence",
     "evaluate",
     "ground_truth",
     "images_to_decide",

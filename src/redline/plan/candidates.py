@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from redline.plan import gpu as on_gpu
 from redline.plan.buckets import choose_buckets
-from redline.plan.gpu import GpuAbilities
+from redline.plan.gpu import ALL_INT8, GpuAbilities, Int8Choices
 from redline.records import Buckets, Candidate, Environment, OnnxModel, Preprocess, Refusal, Spec, Traffic
 from redline.records.run import RunnerKind
 from redline.records.spec import Precision
@@ -42,7 +42,7 @@ class Space:
 
     def lawful(self, candidate: Candidate) -> bool:
         """The one statement of what may be combined."""
-        if candidate.wide and (candidate.runner, candidate.precision) != ("tensorrt", "fp16"):
+        if candidate.wide and (candidate.runner != "tensorrt" or candidate.precision not in ("fp16", "int8")):
             return False
         if candidate.device not in self.devices:
             return False
@@ -111,17 +111,19 @@ def space(
     graph_failure: str | None,
     is_torch: bool,
     half_failure: str | None = None,
+    int8: Int8Choices = ALL_INT8,
     images: Sequence[tuple[int, int]] = (),
 ) -> Space:
     """Lawful families for `spec` under `traffic` on `environment`; what is refused carries its reason.
 
     `network_failure`, `graph_failure`, `half_failure`: why there is no exported network, none with pre- and post-processing
-    inside, none in FP16. `images`: (height, width) of the evaluation images. Where there is a GPU, it is what is measured, and
-    the CPU only for the reference of an ONNX file. Raises BadInput (plan.no-gpu) if `spec` names a GPU that is not there.
+    inside, none in FP16. `int8`: INT8 graphs to try. `images`: (height, width) of the evaluation images. Where there is a GPU,
+    it is what is measured, and the CPU only for the reference of an ONNX file. Raises BadInput (plan.no-gpu) if `spec` names a
+    GPU that is not there.
     """
     if abilities.gpu is not None:
         failures = (network_failure, half_failure)
-        return _gpu_space(spec, traffic, environment.cores, abilities, abilities.gpu, onnx, failures, is_torch, images)
+        return _gpu_space(spec, traffic, environment.cores, abilities, abilities.gpu, onnx, failures, is_torch, images, int8)
     cores = environment.cores
     start: RunnerKind = "torch-eager" if is_torch else "onnxruntime"
     baseline = Candidate(runner=start, threads=cores)
@@ -160,6 +162,7 @@ def _gpu_space(
     failures: tuple[str | None, str | None],
     is_torch: bool,
     images: Sequence[tuple[int, int]],
+    int8: Int8Choices,
 ) -> Space:
     indices, left_out = on_gpu.pick_gpus(spec.target.devices, gpu.names)
     devices = on_gpu.device_names(indices)
@@ -176,7 +179,9 @@ def _gpu_space(
     minimal = no_minimal(spec.model.preprocess, onnx)
     buckets, why = (None, minimal) if minimal is not None else useful_buckets(traffic, spec.model.preprocess)
     seen = on_gpu.seen_traffic(traffic, images)
-    engines, refused = on_gpu.tensorrt_families(spec, seen, start, gpu, onnx, failures, (buckets, why), minimal, batches[-1])
+    engines, refused = on_gpu.tensorrt_families(
+        spec, seen, start, gpu, onnx, failures, (buckets, why), minimal, batches[-1], int8
+    )
     if minimal is not None:
         refusals.append(Refusal(what="minimal padding and shape buckets", reason=minimal))
     used = buckets if any(family.profiles == "bucketed" for family in engines) else None
@@ -188,7 +193,7 @@ def _gpu_space(
         batches=batches,
         buckets=used,
         devices=devices if is_torch else ("cpu", *devices),
-        precisions=on_gpu.asked_precisions(spec),
+        precisions=spec.target.precisions,
     )
 
 
@@ -202,7 +207,7 @@ def _precisions(spec: Spec) -> list[Refusal]:
     reasons = {
         "tf32": "a mode of NVIDIA GPUs' tensor cores, and what is measured here is the CPU",
         "fp16": "CPU runners compute FP16 in FP32 after conversion, so it can only be slower; it needs a GPU engine",
-        "int8": on_gpu.NO_INT8,
+        "int8": on_gpu.NO_CPU_INT8,
     }
     return [Refusal(what=wanted, reason=reasons[wanted]) for wanted in spec.target.precisions if wanted in reasons]
 

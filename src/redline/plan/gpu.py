@@ -31,7 +31,7 @@ MEMORY_SHARE = 0.5
 """Of a GPU's memory that one lane's input and output buffers may take."""
 NARROWEST: tuple[Precision, ...] = ("fp16", "tf32", "fp32")
 IN_GRAPH = "its float64, NonZero and NonMaxSuppression are nothing for TensorRT; on a GPU they run on the host"
-NO_INT8 = "needs calibrated Q/DQ in the graph, which this version does not make yet"
+NO_CPU_INT8 = "rounded for TensorRT's fusions; on ONNX Runtime's CPU such a graph is slower than FP32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,17 @@ class GpuAbilities:
     tensorrt: TensorRTFacts
     no_compile: str | None = None
     """Why torch.compile cannot make GPU code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Choices:
+    """Why there is no INT8 graph; else the choices of layers kept out of INT8 that are tried."""
+
+    failure: str | None = None
+    kept: tuple[tuple[str, ...], ...] = ((),)
+
+
+ALL_INT8 = Int8Choices()
 
 
 def pick_gpus(wanted: str, names: Sequence[str]) -> tuple[tuple[int, ...], tuple[Refusal, ...]]:
@@ -81,7 +92,9 @@ def device_names(indices: Sequence[int]) -> tuple[str, ...]:
 
 def lawful_on_gpu(candidate: Candidate) -> bool:
     """What may be combined on a GPU, apart from what `Space` allows of devices, batches and precisions."""
-    if candidate.threads != 1 or candidate.prepost != "host" or candidate.precision == "int8":
+    if candidate.threads != 1 or candidate.prepost != "host":
+        return False
+    if candidate.precision == "int8" and candidate.runner != "tensorrt":
         return False
     if candidate.runner == "torch-eager":
         return candidate.profiles is None and not candidate.cuda_graphs and candidate.precision in ("fp32", "tf32")
@@ -129,9 +142,8 @@ def asked_precisions(spec: Spec) -> tuple[Precision, ...]:
 
 def precision_refusals(spec: Spec) -> list[Refusal]:
     asked = spec.target.precisions
-    found = [Refusal(what="int8", reason=NO_INT8)] if "int8" in asked else []
-    left = [precision for precision in ("fp16", "tf32") if precision not in asked]
-    return [*found, *(Refusal(what=p, reason=f'[target] precisions does not name it: add "{p}" to try it') for p in left)]
+    left = [precision for precision in ("int8", "fp16", "tf32") if precision not in asked]
+    return [Refusal(what=p, reason=f'[target] precisions does not name it: add "{p}" to try it') for p in left]
 
 
 def torch_families(spec: Spec, baseline: Candidate, gpu: GpuAbilities) -> tuple[list[Candidate], list[Refusal]]:
@@ -162,8 +174,9 @@ def tensorrt_families(
     buckets: tuple[Buckets | None, str | None],
     minimal: str | None,
     most: int,
+    int8: Int8Choices,
 ) -> tuple[list[Candidate], list[Refusal]]:
-    """Engines: every precision asked for at fixed shapes; the narrowest also with each other kind of profiles.
+    """Engines: every precision asked for at fixed shapes; the narrowest but INT8 also with each other kind of profiles.
 
     `failures`: why there is no graph, and none in FP16. `minimal`: why there is no minimal padding.
     """
@@ -186,6 +199,10 @@ def tensorrt_families(
             wanted.append(replace(narrow, shapes=chosen.policy, profiles="bucketed"))
         elif why is not None:
             refusals.append(Refusal(what="TensorRT with bucketed profiles", reason=why))
+    if "int8" in spec.target.precisions and int8.failure is not None:
+        refusals.append(Refusal(what="TensorRT int8", reason=int8.failure))
+    elif "int8" in spec.target.precisions:
+        wanted += [replace(engine, precision="int8", wide=kept) for kept in int8.kept]
     reasons = {c: _no_profiles(c, traffic, spec.model.preprocess, most, gpu.memory_bytes) for c in wanted}
     for candidate, reason in reasons.items():
         if reason is not None:

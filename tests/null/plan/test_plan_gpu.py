@@ -10,7 +10,7 @@ from test_plan_candidates import ALL, BUCKETS, ENVIRONMENT, GRAPH, IMAGES, MIXED
 
 from redline.errors import BadInput
 from redline.plan.candidates import MAX_LANES, Space, space
-from redline.plan.gpu import GpuAbilities, device_names, engine_profiles, pick_gpus, seen_traffic
+from redline.plan.gpu import GpuAbilities, Int8Choices, device_names, engine_profiles, pick_gpus, seen_traffic
 from redline.records import Candidate, OnnxModel, Preprocess, Spec, TensorRTFacts, Traffic
 
 FOUND = TensorRTFacts(library="tensorrt", version="10.13", abilities=("strongly typed networks",), problem=None)
@@ -27,6 +27,7 @@ def on_gpu(
     half_failure: str | None = None,
     seen: Traffic = MIXED,
     images: tuple[tuple[int, int], ...] = (),
+    int8: Int8Choices = Int8Choices(),  # noqa: B008
 ) -> Space:
     return space(
         s,
@@ -39,6 +40,7 @@ def on_gpu(
         is_torch=is_torch,
         half_failure=half_failure,
         images=images,
+        int8=int8,
     )
 
 
@@ -68,11 +70,30 @@ def test_eager_fp32_on_the_gpu_is_the_baseline_and_engines_come_in_every_precisi
 
 def test_only_precisions_that_the_spec_names_are_tried() -> None:
     found = on_gpu(spec(precisions=("fp32", "int8")))
-    assert {f.precision for f in found.families} == {"fp32"}
-    assert "Q/DQ" in reasons(found)["int8"]
+    assert {f.precision for f in found.families} == {"fp32", "int8"}
+    assert "int8" not in reasons(found)
+    assert 'add "int8"' in reasons(on_gpu(spec(precisions=EVERY)))["int8"]
     assert 'add "tf32"' in reasons(found)["tf32"]
     assert 'add "fp16"' in reasons(found)["fp16"]
     assert not found.lawful(replace(found.families[-1], precision="tf32"))
+
+
+def test_int8_engines_come_with_each_choice_of_layers_kept_out_and_a_reason_where_there_are_none() -> None:
+    asked = spec(precisions=("fp32", "fp16", "int8"))
+    found = on_gpu(asked, int8=Int8Choices(kept=((), ("node_stem", "node_last"))))
+    engines = {f.wide: f for f in found.families if f.precision == "int8"}
+    assert set(engines) == {(), ("node_stem", "node_last")}
+    assert engines["node_stem", "node_last"].name.endswith("2 not in int8")
+    assert all(found.lawful(engine) and engine.runner == "tensorrt" for engine in engines.values())
+    assert not found.lawful(replace(engines[()], runner="torch-compile", profiles=None))
+    assert not on_gpu(spec(precisions=EVERY)).lawful(engines[()])
+    compiled = next(f for f in found.families if f.runner == "torch-compile")
+    assert compiled.precision == "fp16", "torch.compile has no INT8"
+    shaped = {f.precision for f in found.families if f.profiles in ("dynamic", "bucketed")}
+    assert shaped == {"fp16"}, "INT8 has to keep the accuracy first"
+    none = on_gpu(asked, int8=Int8Choices(failure="needs images to calibrate on"))
+    assert {f.precision for f in none.families} == {"fp32", "fp16"}
+    assert reasons(none)["TensorRT int8"] == "needs images to calibrate on"
 
 
 def test_fp16_alone_leaves_the_reference_in_fp32() -> None:

@@ -1,0 +1,47 @@
+"""The tables of scales in benchmarks/int8, which gpu_int8.py takes to a machine without the calibration images.
+
+    python benchmarks/int8_tables.py --shared DIR --work DIR [NAME ...]
+
+yolox640: 40 COCO images of train2017; retina4: 24 BCCD images of the train split; retina91: 2 of them, for random weights and
+speed alone. None is in an evaluation set.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gpu_accuracy import data_of
+from gpu_models import TABLES, detector, graph
+from redline.data.calibration import choose_calibration
+from redline.data.coco import load_dataset
+from redline.quantizing import calibrate, table_of
+from redline.records.quantize import Calibrator
+from redline.records.spec import DataRef
+from redline.store import dump
+
+COUNTS = {"yolox640": 40, "retina4": 24, "retina91": 2}
+METHODS: dict[str, Calibrator] = {"yolox640": "mse", "retina4": "mse", "retina91": "max"}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("names", nargs="*", default=list(COUNTS), choices=list(COUNTS))
+    options.add_argument("--shared", type=Path, required=True)
+    options.add_argument("--work", type=Path, required=True)
+    given = options.parse_args()
+    for name in given.names:
+        weights = given.shared / "models" / ("yolox_nano_coco" if name == "yolox640" else "retinanet_r50_bccd")
+        folder, file = ("coco_calib40", "instances.json") if name == "yolox640" else ("bccd", "instances_train.json")
+        place = given.shared / "data" / folder
+        held = load_dataset(DataRef(images=str(place / "images"), annotations=str(place / file)), role="calibrate")
+        choice = choose_calibration(held, COUNTS[name], evaluate=data_of(name, given.shared))
+        network = graph(name, weights, given.work, False)
+        paths = [Path(image.path) for image in choice.images]
+        ranges = calibrate(network, detector(name, weights), paths, selector="cover", seed=choice.seed)
+        (TABLES / f"{name}.json").write_bytes(dump(table_of(network, ranges, METHODS[name])) + b"\n")
+        print(name, len(ranges.tensors), "ranges", choice.coverage.share, choice.warnings, flush=True)
+
+
+if __name__ == "__main__":
+    main()

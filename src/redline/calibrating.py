@@ -1,0 +1,138 @@
+"""The INT8 graphs that a run may try: images chosen, ranges measured, calibrator and layers to keep by what they lose.
+
+Joins the rooms data, quantize, export and the store; everything is kept there, so that an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from redline.errors import TrialError
+from redline.records import OnnxModel
+from redline.records.quantize import CalibrationChoice, CalibratorLoss, QuantTable, Ranges, Sensitivity
+from redline.store.tools import tool_versions
+
+if TYPE_CHECKING:
+    from redline.prepare import Subject
+    from redline.progress import Progress
+    from redline.store import Journal, Store
+
+MOST_IMAGES = 64
+"""Images that ranges are measured on."""
+WEIGHED = 8
+"""Of them, those that calibrators and groups of layers are weighed on."""
+KEPT_SHARE = 0.8
+"""The second INT8 graph keeps, out of INT8, the groups that carry this share of what all groups lose by themselves."""
+NO_SET = "needs images to calibrate on: give [data] calibrate"
+
+Once = Callable[..., OnnxModel]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Graphs:
+    """Why there are none, or the graph for layers that stay out of INT8, and which such choices are worth a trial."""
+
+    make: Callable[[tuple[str, ...]], OnnxModel] | None
+    failure: str | None
+    kept: tuple[tuple[str, ...], ...] = ()
+    """Names of layers; the first is the empty choice: all in INT8."""
+
+
+NONE = Int8Graphs(make=None, failure=None)
+
+
+def int8_graphs(
+    subject: Subject,
+    network: OnnxModel,
+    source: OnnxModel,
+    store: Store,
+    journal: Journal,
+    once: Once,
+    progress: Progress,
+    *,
+    choose: bool = True,
+) -> Int8Graphs:
+    """`source`: the graph that is rounded, of FP32 for TensorRT 8.6, of FP16 for what takes types from the graph.
+
+    `choose`: weigh groups of layers too. Raises BadInput for a calibration set that cannot be used.
+    """
+    from redline.data import load_dataset
+    from redline.data.calibration import choose_calibration
+
+    given = subject.spec.data.calibrate
+    if given is None:
+        return replace(NONE, failure=NO_SET)
+    with progress.stage("calibration images"):
+        dataset = load_dataset(given, role="calibrate")
+        choice = choose_calibration(dataset, MOST_IMAGES, evaluate=subject.dataset)
+    for warning in choice.warnings:
+        progress.note(warning)
+    try:
+        table, sensitive = _weighed(subject, network, choice, store, journal, progress, choose=choose)
+    except TrialError as error:
+        return replace(NONE, failure=error.text())
+    return Int8Graphs(make=_maker(network, source, table, once), failure=None, kept=_choices(sensitive))
+
+
+def _weighed(
+    subject: Subject,
+    network: OnnxModel,
+    choice: CalibrationChoice,
+    store: Store,
+    journal: Journal,
+    progress: Progress,
+    *,
+    choose: bool,
+) -> tuple[QuantTable, tuple[Sensitivity, ...]]:
+    """The table of the calibrator that loses least, and what each group of layers loses."""
+    from redline.data import read_bytes
+    from redline.quantizing import calibrate, table_of
+    from redline.sensitivity import Scales, choose_calibrator, sensitivities
+    from redline.vision import decode
+
+    key: dict[str, object] = {"network": network.digest, "images": [image.sha256 for image in choice.images]}
+    key |= {"preprocess": subject.detector.preprocess, "tools": tool_versions()}
+    paths = [Path(image.path) for image in choice.images]
+    with progress.stage(f"ranges on {len(paths)} images"):
+        ranges = store.once(
+            stage="calibrate", key=key, kind="ranges", type=Ranges, parents=(network.digest,), journal=journal,
+            compute=lambda: calibrate(network, subject.detector, paths, selector="cover", seed=choice.seed),
+        )  # fmt: skip
+    images = [decode(read_bytes(image), name=image.path) for image in choice.images[:WEIGHED]]
+    with tempfile.TemporaryDirectory(prefix="redline-") as folder, progress.stage("calibrators and layers by their loss"):
+        scales = Scales(network, subject.detector, images, Path(folder), store=store)
+        losses: tuple[CalibratorLoss, ...] = choose_calibrator(scales, ranges)
+        table = table_of(network, ranges, losses[0].method)
+        return table, sensitivities(scales, table) if choose else ()
+
+
+def _choices(sensitive: tuple[Sensitivity, ...]) -> tuple[tuple[str, ...], ...]:
+    """Everything in INT8; and without the groups that lose most."""
+    whole, held = sum(found.divergence for found in sensitive), 0.0
+    kept: list[str] = []
+    for found in sorted(sensitive, key=lambda one: -one.divergence):
+        if held >= KEPT_SHARE * whole:
+            break
+        held += found.divergence
+        kept += found.group.nodes
+    every = {name for found in sensitive for name in found.group.nodes}
+    return ((), tuple(sorted(kept))) if 0 < len(kept) < len(every) else ((),)
+
+
+def _maker(network: OnnxModel, source: OnnxModel, table: QuantTable, once: Once) -> Callable[[tuple[str, ...]], OnnxModel]:
+    from redline.engine.graph_facts import read_graph
+    from redline.export.quantized import export_int8
+    from redline.quantizing import narrowed
+
+    @functools.cache
+    def make(kept: tuple[str, ...]) -> OnnxModel:
+        held = narrowed(read_graph(network.path), table, kept) if kept else table
+        key = {"network": source.digest, "table": held, "tools": tool_versions()}
+        return once("export-int8", key, lambda folder: export_int8(source, folder, held), (source.digest,))
+
+    return make

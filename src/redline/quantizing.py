@@ -1,0 +1,108 @@
+"""INT8 of a network from images: ranges, places and scales as a table. Joins the rooms quantize, engine and vision."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redline import vision
+from redline.engine.cuts import cut_graph, wire
+from redline.engine.graph_facts import read_graph
+from redline.engine.onnxruntime_runner import open_session
+from redline.errors import BadInput
+from redline.export.quantized import LEVELS, matched, structure_of, unknown_node
+from redline.quantize.placement import heavy_nodes, place, roundable
+from redline.quantize.ranges import measure_ranges
+from redline.records import Detector, OnnxModel
+from redline.records.quantize import CalibrationSet, Calibrator, QuantTable, Ranges
+from redline.store import digest_of
+
+if TYPE_CHECKING:
+    import onnx
+
+    from redline.records.detect import ShapePolicy, Tensor
+
+
+def calibrate(
+    network: OnnxModel,
+    detector: Detector,
+    images: Sequence[Path],
+    *,
+    shapes: ShapePolicy = "fixed",
+    selector: str = "all",
+    seed: int = 0,
+    threads: int = 0,
+) -> Ranges:
+    """Ranges of every tensor that `table_of` may need, on `images` as the network sees them.
+
+    Raises BadInput: quantize.no-images, quantize.range, and what decoding an image raises.
+    """
+    if not images:
+        fix = "give [data] calibrate images"
+        raise BadInput("quantize.no-images", "There is nothing to calibrate with", got="no images", fix=fix)
+    model = read_graph(network.path)
+    wiring = wire(model)
+    names = roundable(model)
+    # Graph inputs need no further output: they are what is fed.
+    made = [name for name in names if name in wiring.maker]
+    session = open_session(cut_graph(model, wiring, made).SerializeToString(), threads=threads, concurrent=True)
+    sizes: set[tuple[int, int]] = set()
+
+    def batches() -> Iterator[Tensor]:
+        for path in images:
+            tensor, _ = vision.prepare(vision.decode(path.read_bytes(), name=path.name), detector.preprocess, shapes)
+            sizes.add((tensor.shape[1], tensor.shape[2]))
+            yield tensor[None]
+
+    def inner(batch: Tensor, wanted: Sequence[str]) -> dict[str, Any]:
+        found = dict(zip(made, session.run(made, {network.input.name: batch}), strict=True))
+        return {name: found.get(name, batch) for name in wanted}
+
+    ranges = measure_ranges(inner, batches, names)
+    calibration = CalibrationSet(
+        images=tuple(digest_of(path.read_bytes()) for path in images),
+        preprocess=digest_of(detector.preprocess),
+        selector=selector,
+        seed=seed,
+        input_shapes=tuple(sorted(sizes)),
+    )
+    return Ranges(network=network.digest, calibration=calibration, tensors=ranges)
+
+
+def table_of(
+    network: OnnxModel, ranges: Ranges, method: Calibrator, *, keep_wide: Collection[str] = (), share: bool = True
+) -> QuantTable:
+    """Scales by `method` for every layer of the network but those named in `keep_wide`.
+
+    Raises BadInput: quantize.node if one of them is no layer that can be rounded.
+    """
+    model = read_graph(network.path)
+    amax = {found.tensor: found.amax(method) for found in ranges.tensors}
+    placement = place(model, heavy_nodes(model), share=share)
+    for group in placement.shared:
+        amax |= dict.fromkeys(group, max(amax[name] for name in group))
+    table = QuantTable(
+        structure=structure_of(model),
+        method=method,
+        calibration=ranges.calibration,
+        scales=tuple((name, amax[name] / LEVELS) for name in amax),
+        points=placement.points,
+        weights=placement.weights,
+        order=tuple(node.name for node in model.graph.node),
+    )
+    return narrowed(model, table, keep_wide, share=share) if keep_wide else table
+
+
+def narrowed(model: onnx.ModelProto, table: QuantTable, keep_wide: Collection[str], *, share: bool = True) -> QuantTable:
+    """The table without the layers `keep_wide`, placed anew: what only they read in INT8 is rounded no more.
+
+    Raises BadInput: quantize.node naming one that is no layer of the table and the nearest that is.
+    """
+    table = matched(model, table)
+    for name in keep_wide:
+        if name not in table.weights:
+            raise unknown_node(name, table.weights, "quantize.node", "No layer that is rounded to INT8 has this name")
+    placement = place(model, [name for name in table.weights if name not in keep_wide], share=share)
+    return replace(table, points=placement.points, weights=placement.weights)

@@ -1,0 +1,158 @@
+"""What INT8 rests on: which images, which ranges, where values are rounded. A table travels to another machine as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from redline.records.detect import ImageRef
+
+Calibrator = Literal["max", "percentile", "entropy", "mse"]
+CALIBRATORS: tuple[Calibrator, ...] = ("max", "percentile", "entropy", "mse")
+
+
+Selector = Literal["cover", "first", "random"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraitCoverage:
+    """How well a choice of images shows one trait of all of them."""
+
+    trait: str
+    """shape, brightness, contrast, objects or class."""
+    covered: int
+    """Strata with at least one image in the choice."""
+    strata: int
+    """Strata that the whole set has."""
+    distance: float
+    """Half the sum of the differences of the strata's shares, of the choice and of the whole set: 0 equal, 1 nothing shared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    selector: Selector
+    traits: tuple[TraitCoverage, ...]
+
+    @property
+    def share(self) -> float:
+        """Of all strata of all traits, those covered."""
+        return sum(trait.covered for trait in self.traits) / max(1, sum(trait.strata for trait in self.traits))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationChoice:
+    """Images to calibrate on, what they show of the set they come from, and what other choices of as many would have shown."""
+
+    images: tuple[ImageRef, ...]
+    seed: int
+    coverage: Coverage
+    others: tuple[Coverage, ...]
+    """Of the selectors that were not used; random: the mean of several draws, counts rounded down."""
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationSet:
+    """The images that ranges were measured on, and all that decided which they are and what the network saw of them."""
+
+    images: tuple[str, ...]
+    """sha256 of each file, in the order used."""
+    preprocess: str
+    """Digest of the preprocessing record."""
+    selector: str
+    """How they were chosen: "cover", "first", "random" or "all"."""
+    seed: int
+    input_shapes: tuple[tuple[int, int], ...]
+    """Height and width of the network inputs, without repeats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRange:
+    """Largest magnitudes of one tensor: of all values seen, and by each calibrator."""
+
+    tensor: str
+    by: tuple[tuple[Calibrator, float], ...]
+
+    def amax(self, method: Calibrator) -> float:
+        return dict(self.by)[method]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranges:
+    """Ranges of a network's tensors on a calibration set."""
+
+    network: str
+    """Digest of the ONNX graph."""
+    calibration: CalibrationSet
+    tensors: tuple[TensorRange, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantPoint:
+    """An edge of the graph that is rounded to INT8: input number `input` of `node`, which carries `tensor`."""
+
+    node: str
+    input: int
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement8:
+    """Where a graph is rounded to INT8, and which edges must share one scale for compilers to fuse them."""
+
+    points: tuple[QuantPoint, ...]
+    weights: tuple[str, ...]
+    """Nodes whose weight (input 1) is rounded, one scale for each output channel."""
+    shared: tuple[tuple[str, ...], ...]
+    """Groups of tensors of one scale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantTable:
+    """Scales and places: all that a machine needs, beside the FP32 graph, to write the INT8 graph."""
+
+    structure: str
+    """Digest of the graph's operators and wiring without names: equal on machines whose exporters name tensors differently."""
+    method: str
+    """Calibrator of the scales."""
+    calibration: CalibrationSet
+    scales: tuple[tuple[str, float], ...]
+    """tensor -> scale: a value is scale * n, n in -127 .. 127. Symmetric, so the zero point is 0."""
+    points: tuple[QuantPoint, ...]
+    weights: tuple[str, ...]
+    order: tuple[str, ...] = ()
+    """Names of the nodes in graph order, by which a graph of equal structure and other names is matched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerGroup:
+    """Layers that are quantised, or kept, together."""
+
+    name: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibratorLoss:
+    method: Calibrator
+    divergence: float
+    """Of the whole network's detections in INT8 from those in FP32, on the calibration images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """What one group alone in INT8 does to the detections."""
+
+    group: LayerGroup
+    divergence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedPoint:
+    """A choice of groups kept in FP16: what it is predicted to lose and take, and what was measured of it."""
+
+    kept: tuple[str, ...]
+    """Names of the groups in FP16."""
+    predicted_loss: float
+    """Sum of the divergences of the groups in INT8."""
+    predicted_us: float

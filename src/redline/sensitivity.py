@@ -1,0 +1,120 @@
+"""Which calibrator and which layers cost accuracy: each in INT8 by itself, against FP32, on images without labels.
+
+Joins the rooms quantize, export, engine and parity. Runs on ONNX Runtime on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from redline.engine.graph_facts import read_graph
+from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
+from redline.errors import BadInput
+from redline.export.quantized import export_int8
+from redline.parity import divergence
+from redline.predict import Predictor
+from redline.quantize.groups import layer_groups
+from redline.quantize.placement import heavy_nodes
+from redline.quantizing import narrowed, table_of
+from redline.records import Detections, Detector, OnnxModel
+from redline.records.quantize import CALIBRATORS, CalibratorLoss, LayerGroup, QuantTable, Ranges, Sensitivity
+from redline.store import digest_of
+
+if TYPE_CHECKING:
+    from redline.records.detect import Image, ShapePolicy
+    from redline.store import Store
+
+
+class Scales:
+    """Weighs INT8 graphs of one network by their detections; those of FP32 are made once."""
+
+    def __init__(
+        self,
+        network: OnnxModel,
+        detector: Detector,
+        images: Sequence[Image],
+        folder: Path,
+        *,
+        shapes: ShapePolicy = "fixed",
+        threads: int = 0,
+        store: Store | None = None,
+    ) -> None:
+        """`store`: what was weighed is kept there, so that an interrupted search goes on where it was."""
+        if not images:
+            fix = "give [data] calibrate images"
+            raise BadInput("quantize.no-images", "There is nothing to weigh INT8 by", got="no images", fix=fix)
+        self.network, self.model = network, read_graph(network.path)
+        self._detector, self._images, self._folder = detector, images, folder
+        self._shapes, self._threads, self._store = shapes, threads, store
+        self._reference: list[Detections] | None = None
+
+    def divergence(self, table: QuantTable) -> float:
+        """Of the network with `table` from FP32; see `parity.divergence`."""
+        if self._store is None:
+            return self._weigh(table)
+        key = {"graph": self.network.digest, "table": digest_of(table), "shapes": self._shapes, "images": self._digests()}
+        return self._store.once(
+            stage="sensitivity", key=key, kind="divergence", type=float, compute=lambda: self._weigh(table), parents=()
+        )
+
+    def detections(self, table: QuantTable | None) -> list[Detections]:
+        """Of every image; None: FP32."""
+        path = self.network.path
+        if table is not None:
+            path = export_int8(self.network, self._folder, table, name="weighed").path
+        runner = OnnxRuntimeRunner(path, threads=self._threads, concurrent=False)
+        try:
+            predict = Predictor(
+                runner, self._detector.preprocess, self._detector.head, self._detector.postprocess, self._shapes
+            )
+            return [predict([image])[0] for image in self._images]
+        finally:
+            runner.close()
+
+    def _weigh(self, table: QuantTable) -> float:
+        if self._reference is None:
+            self._reference = self.detections(None)
+        return divergence(self._reference, self.detections(table))
+
+    def _digests(self) -> str:
+        return digest_of([digest_of(image.tobytes()) for image in self._images])
+
+
+def choose_calibrator(scales: Scales, ranges: Ranges) -> tuple[CalibratorLoss, ...]:
+    """Every calibrator by the divergence of the whole network, least first."""
+    losses = [
+        CalibratorLoss(method=method, divergence=scales.divergence(table_of(scales.network, ranges, method)))
+        for method in CALIBRATORS
+    ]
+    return tuple(sorted(losses, key=lambda loss: loss.divergence))
+
+
+def sensitivities(
+    scales: Scales,
+    table: QuantTable,
+    groups: Sequence[LayerGroup] | None = None,
+    told: Callable[[Sensitivity], None] = lambda found: None,
+) -> tuple[Sensitivity, ...]:
+    """Each group in INT8 while all others stay in FP32; in graph order. `told` hears of each as it is measured."""
+    every = heavy_nodes(scales.model)
+    found = []
+    for group in layer_groups(scales.model) if groups is None else groups:
+        alone = narrowed(scales.model, table, [name for name in every if name not in group.nodes])
+        found.append(Sensitivity(group=group, divergence=scales.divergence(alone)))
+        told(found[-1])
+    return tuple(found)
+
+
+def kept_nodes(groups: Sequence[LayerGroup], names: Sequence[str]) -> tuple[str, ...]:
+    """Layers of the groups called `names`. Raises BadInput: quantize.keep naming one that there is not and the nearest."""
+    known = {group.name: group for group in groups}
+    for name in names:
+        if name not in known:
+            import difflib
+
+            near = difflib.get_close_matches(name, known, 1)
+            fix = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(known)}"
+            raise BadInput("quantize.keep", "No group of layers has this name", got=name, fix=fix)
+    return tuple(node for name in names for node in known[name].nodes)
