@@ -13,10 +13,13 @@ demo: install
 	$(BIN)/redline run demo/detector.toml
 	@sh tools/demo_service.sh "$(BIN)/redline" demo/detector.toml
 
-# The linters run beside the tests, and speak after them if something is wrong.
+# What measures nothing runs in several processes, then what measures or serves, alone. The linters run beside the tests, and speak
+# after them if something is wrong.
+ALONE := tests/cpu/pipeline tests/triton tests/browser tests/gpu
 test: install
 	@mkdir -p build; $(MAKE) -s lint >build/lint.log 2>&1 & lint=$$!; \
-	$(BIN)/python -m pytest; tests=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(addprefix --ignore=,$(ALONE)); tests=$$?; \
+	$(BIN)/python -m pytest $(ALONE) || tests=1; \
 	wait $$lint || { cat build/lint.log; exit 1; }; exit $$tests
 
 lint: install

@@ -17,6 +17,7 @@ from redline.export import export_onnx
 from redline.export.half import export_half
 from redline.model.load import load_detector
 from redline.records import Head, ModelSpec, OnnxModel, Preprocess
+from redline.store import dump, load
 from redline.zoo.retinanet import ANCHOR_SIZES, ASPECT_RATIOS, STRIDES
 
 LARGEST = {"demo": (320, 320), "yolox": (416, 416), "retinanet": (192, 256)}
@@ -45,13 +46,22 @@ def detector_spec(name: str) -> ModelSpec:
 
 
 def export_both(name: str, folder: Path) -> Graphs:
+    """Exported to `folder` unless it is there."""
+    spec = detector_spec(name)
+    records = [folder / "full.json", folder / "half.json"]
+    if all(record.exists() for record in records):
+        full, half = (load(OnnxModel, record.read_bytes()) for record in records)
+        return Graphs(name, full, half, picture(spec.preprocess, LARGEST[name]))
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
-    detector = load_detector(detector_spec(name))
+    detector = load_detector(spec)
     if name != "demo":
         _liven(detector.module, picture(detector.preprocess, LARGEST[name]))
     full = export_onnx(detector, folder, input_hw=LARGEST[name])
-    return Graphs(name, full, export_half(full, folder), picture(detector.preprocess, LARGEST[name]))
+    half = export_half(full, folder)
+    for record, model in zip(records, (full, half), strict=True):
+        record.write_bytes(dump(model))
+    return Graphs(name, full, half, picture(spec.preprocess, LARGEST[name]))
 
 
 def _liven(module: torch.nn.Module, batch: Any) -> None:
