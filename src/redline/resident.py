@@ -55,6 +55,8 @@ class ResidentPipeline:
         self._found = [self.post.boxes, self.post.scores, self.post.labels, self.post.counts]
         self._host = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in self._found]
         self._graph = self._captured()
+        self._done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call, unused-ignore]
+        self._done.record(self.stream)
 
     def launch(self, images: Sequence[DeviceImage]) -> None:
         """Enqueue a batch on `stream`, behind what is there already, such as the images' own decoding. Does not wait for it,
@@ -62,16 +64,17 @@ class ResidentPipeline:
 
         Raises BadInput: kernels.capacity, kernels.image-size, kernels.row-bytes, kernels.input-size.
         """
-        self.stream.synchronize()  # the tables in pinned memory belong to the batch before until it is done
+        self._done.synchronize()  # the tables in pinned memory belong to the batch before until it is done
         placements = fill_rows(self._rows, images, self._preprocess, self._shapes, self._batch)
         with torch.cuda.stream(self.stream):
             self._table.copy_(self._staged, non_blocking=True)
             self.post.place(placements)
             self._graph.replay()
+            self._done.record(self.stream)
 
     def wait(self, images: int = 1) -> list[Detections]:
         """Detections of the batch launched last, in pixels of its images."""
-        self.stream.synchronize()
+        self._done.synchronize()
         boxes, scores, labels, counts = (tensor.numpy() for tensor in self._host)
         return [
             Detections(
