@@ -15,6 +15,7 @@ from corridor_case import journal, project, shorten
 
 from redline import api, boundary, examining, pipeline, workbench
 from redline.engine import build as engine_build
+from redline.engine import devices as engine_devices
 from redline.engine import foundry as foundries
 from redline.engine.devices import Gpu
 from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
@@ -132,7 +133,8 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Any:
             found.append(seen[0] if seen else Telemetry(**{**_fields(throttled()), "throttle": (), "throttled": False}))
 
         def open_gpus(spec: Any, environment: Any, store: Store, journal_: Any, progress: Any) -> Any:
-            library: Any = SimpleNamespace(name="tensorrt", version="8.6.0", tactic_sources=("CUDNN", "JIT_CONVOLUTIONS"))
+            sources = ("CUDNN", "JIT_CONVOLUTIONS")
+            library: Any = SimpleNamespace(name="tensorrt", version="8.6.0", strongly_typed=False, tactic_sources=sources)
             made = foundries.Foundry(library, store, journal_, progress.build, place=Place("Made Up 9.0", "12.4"))
             gpu = Gpu(name="Made Up", memory_bytes=80 << 30)
             return GpuHost((gpu, gpu), FACTS, made), ""
@@ -145,6 +147,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
         shorten(patch)
         patch.setattr(pipeline, "open_gpus", open_gpus)
+        patch.setattr(engine_devices, "no_compile", lambda: "triton is not installed")
         patch.setattr(foundries, "build_engine", made_up_build)
         patch.setattr(foundries.Foundry, "open", open_engine)
         patch.setattr(boundary, "boundary_shapes", few_boundaries)
