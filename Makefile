@@ -15,7 +15,7 @@ demo: install
 
 # What measures nothing runs in several processes, then what measures or serves, alone. The linters run beside the tests, and speak
 # after them if something is wrong.
-ALONE := tests/cpu/pipeline/test_pipeline_run.py $(addprefix tests/triton/,observe pipeline release serve)
+ALONE := tests/cpu/pipeline/test_pipeline_run.py $(addprefix tests/triton/,pipeline release)
 test: install
 	@mkdir -p build; $(MAKE) -s lint >build/lint.log 2>&1 & lint=$$!; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(addprefix --ignore=,$(ALONE)); tests=$$?; \

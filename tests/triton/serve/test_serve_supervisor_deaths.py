@@ -63,7 +63,7 @@ def test_a_release_on_probation_whose_process_dies_is_rolled_back_at_once(case, 
 
 
 def test_a_server_that_dies_again_and_again_is_waited_for_and_loses_no_release(case, environment, judge, monkeypatch) -> None:
-    monkeypatch.setattr(keeper, "BACKOFF_S", 2.0)
+    monkeypatch.setattr(keeper, "BACKOFF_S", 6.0)  # well above what a start takes on a busy machine
 
     async def test() -> None:
         async with supervising(case, environment, judge) as found:
@@ -77,7 +77,7 @@ def test_a_server_that_dies_again_and_again_is_waited_for_and_loses_no_release(c
                 await until(lambda: found.address.port is not None, 15, "the server to be back")
                 waits.append(time.monotonic() - killed)
             assert len(pids) == keeper.CRASHES + 1
-            assert waits[-1] >= 2.0 > min(waits[:-1]), waits
+            assert waits[-1] >= 6.0 > min(waits[:-1]), waits
             assert found.state.routes == Routes(active=2, previous=1)
             assert found.state.failed == ()
             assert await ask(found, case.expected.encoded[0]) == (200, 2)
