@@ -1,19 +1,22 @@
 """mAP of detections that the GPU benchmark wrote (FP16 or INT8 engine, FP32 eager torch), with the drop's paired interval.
 
-python benchmarks/gpu_accuracy.py --shared DIR [--output FILE] detections-yolox640.npz ...
+python benchmarks/gpu_accuracy.py --shared DIR [--output FILE] [--weights DIR] detections-yolox640.npz ...
+
+With `--weights`, FP32 is the exported graph in ONNX Runtime here: for files whose reference is another path of the same engine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpu_models import spec
+from gpu_models import detector, graph, spec
 from redline.data import load_dataset
 from redline.parity import differs, ground_truth, observe
 from redline.parity.bootstrap import map_drop
@@ -58,17 +61,35 @@ def read(path: Path, dataset: Dataset) -> tuple[str, list[Detections], list[Dete
     return narrow, sides[0], sides[1]
 
 
+def graph_here(name: str, weights: Path, folder: Path, dataset: Dataset) -> list[Detections]:
+    """What the FP32 graph finds on this machine's CPU."""
+    from redline.data import read_bytes
+    from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
+    from redline.predict import Predictor
+    from redline.vision import decode
+
+    source, exported = detector(name, weights), graph(name, weights, folder, half=False)
+    runner = OnnxRuntimeRunner(exported.path, threads=0, concurrent=False)
+    predict = Predictor(runner, source.preprocess, source.head, source.postprocess, "fixed")
+    return [predict([decode(read_bytes(image), name=image.path)])[0] for image in dataset.images]
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("files", nargs="+", type=Path)
     options.add_argument("--shared", type=Path, required=True)
     options.add_argument("--output", type=Path)
+    options.add_argument("--weights", type=Path, help="FP32 from the exported graph on this CPU")
     given = options.parse_args()
     rows = []
     for path in given.files:
         name, _, label = path.stem.removeprefix("detections-").partition("@")
         dataset = data_of(name, given.shared)
-        rows.append({"built_as": label or name, **drop(name, dataset, *read(path, dataset))})
+        how, before, after = read(path, dataset)
+        if given.weights is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                before = graph_here(name.split("-")[0], given.weights, Path(folder), dataset)
+        rows.append({"built_as": label or name, **drop(name.split("-")[0], dataset, how, before, after)})
         print(json.dumps(rows[-1]), flush=True)
     if given.output:
         given.output.write_text(json.dumps({"phase": "accuracy", "rows": rows}, indent=1) + "\n")
