@@ -109,9 +109,9 @@ def test_models_whose_service_and_server_were_killed_are_ended_too(case: Case) -
         left = read_process(case.folder)
         assert left is not None
         models = psutil.Process(left.pid).children(recursive=True)
-        ended(case, first.info.pid)
         for model in models:
-            model.suspend()  # a model notices its server's end by itself, if it can look
+            model.suspend()  # a model notices its service's or its server's end by itself, if it can look
+        ended(case, first.info.pid)
         os.kill(left.pid, signal.SIGKILL)
         second = case.start()
         waited(lambda: not any(model.is_running() for model in models), 3, "the models' end")
