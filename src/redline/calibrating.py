@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redline.errors import TrialError
 from redline.records import OnnxModel
-from redline.records.quantize import CalibrationChoice, CalibratorLoss, QuantTable, Ranges, Sensitivity
+from redline.records.quantize import CalibrationChoice, CalibratorLoss, Int8Graph, Int8Record, QuantTable, Ranges, Sensitivity
 from redline.store.tools import tool_versions
 
 if TYPE_CHECKING:
     from redline.prepare import Subject
     from redline.progress import Progress
+    from redline.records import DataRef, Trial
     from redline.store import Journal, Store
 
 MOST_IMAGES = 64
@@ -41,6 +42,15 @@ class Int8Graphs:
     failure: str | None
     kept: tuple[tuple[str, ...], ...] = ()
     """Names of layers; the first is the empty choice: all in INT8."""
+    record: Int8Record | None = None
+    """What they rest on, without the graphs."""
+
+    def recorded(self, trials: Sequence[Trial]) -> Int8Record | None:
+        """With the graphs of the trials' candidates."""
+        wide = dict.fromkeys(trial.candidate.wide for trial in trials if trial.candidate.precision == "int8")
+        if self.record is None or self.make is None:
+            return None
+        return replace(self.record, graphs=tuple(Int8Graph(wide=names, onnx=self.make(names)) for names in wide))
 
 
 NONE = Int8Graphs(make=None, failure=None)
@@ -61,22 +71,29 @@ def int8_graphs(
 
     `choose`: weigh groups of layers too. Raises BadInput for a calibration set that cannot be used.
     """
-    from redline.data import load_dataset
-    from redline.data.calibration import choose_calibration
-
     given = subject.spec.data.calibrate
     if given is None:
         return replace(NONE, failure=NO_SET)
+    choice = chosen_images(given, subject, progress)
+    try:
+        table, record = _weighed(subject, network, choice, store, journal, progress, choose=choose)
+    except TrialError as error:
+        return replace(NONE, failure=error.text())
+    kept = choices(record.sensitivities)
+    return Int8Graphs(make=_maker(network, source, table, once), failure=None, kept=kept, record=record)
+
+
+def chosen_images(given: DataRef, subject: Subject, progress: Progress) -> CalibrationChoice:
+    """Raises BadInput for a calibration set that cannot be used."""
+    from redline.data import load_dataset
+    from redline.data.calibration import choose_calibration
+
     with progress.stage("calibration images"):
         dataset = load_dataset(given, role="calibrate")
         choice = choose_calibration(dataset, MOST_IMAGES, evaluate=subject.dataset)
     for warning in choice.warnings:
         progress.note(warning)
-    try:
-        table, sensitive = _weighed(subject, network, choice, store, journal, progress, choose=choose)
-    except TrialError as error:
-        return replace(NONE, failure=error.text())
-    return Int8Graphs(make=_maker(network, source, table, once), failure=None, kept=_choices(sensitive))
+    return choice
 
 
 def _weighed(
@@ -88,8 +105,8 @@ def _weighed(
     progress: Progress,
     *,
     choose: bool,
-) -> tuple[QuantTable, tuple[Sensitivity, ...]]:
-    """The table of the calibrator that loses least, and what each group of layers loses."""
+) -> tuple[QuantTable, Int8Record]:
+    """The table of the calibrator that loses least, and what it rests on."""
     from redline.data import read_bytes
     from redline.quantizing import calibrate, table_of
     from redline.sensitivity import Scales, choose_calibrator, sensitivities
@@ -108,10 +125,11 @@ def _weighed(
         scales = Scales(network, subject.detector, images, Path(folder), store=store)
         losses: tuple[CalibratorLoss, ...] = choose_calibrator(scales, ranges)
         table = table_of(network, ranges, losses[0].method)
-        return table, sensitivities(scales, table) if choose else ()
+        found = sensitivities(scales, table) if choose else ()
+    return table, Int8Record(choice=choice, calibration=ranges.calibration, losses=losses, sensitivities=found)
 
 
-def _choices(sensitive: tuple[Sensitivity, ...]) -> tuple[tuple[str, ...], ...]:
+def choices(sensitive: tuple[Sensitivity, ...]) -> tuple[tuple[str, ...], ...]:
     """Everything in INT8; and without the groups that lose most."""
     whole, held = sum(found.divergence for found in sensitive), 0.0
     kept: list[str] = []

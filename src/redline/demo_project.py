@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from redline import spec
 from redline.demo import scenes
 from redline.errors import BadInput, StoreError
-from redline.records import Budget, Objective, Preprocess, ServeSpec
+from redline.records import Budget, DataRef, Objective, Preprocess, ServeSpec, TargetSpec
 from redline.spec import Written
 
 SCENES = 200
@@ -19,19 +20,22 @@ SIZE = (320, 320)
 P95_MS = 300.0
 """Some twenty times what a quiet laptop needs: a newcomer's is seldom quiet."""
 THROUGHPUT = 40.0
+CALIBRATION = 32
+CALIBRATION_SEED = 6_000_000
 MAP_DROP_PCT = 0.5
 MINUTES = 0.5
-HOLD_S = 5.0
+HOLD_S = 3.0
 CANARY_REQUESTS = 60
 
 
 def make(folder: Path, *, force: bool = False, progress: Callable[[int, int], None] | None = None) -> Written:
     """See `api.init_demo`. Raises BadInput for a project that is there already, StoreError if it cannot be written."""
-    output, data = folder / "detector.toml", folder / "val"
+    output, data, calibration = folder / "detector.toml", folder / "val", folder / "calib"
     if output.exists() and not force:
         raise BadInput("init.exists", f"{output} is there already", fix="--force replaces it and the scenes")
     try:
         scenes.write_dataset(data, SCENES, SEED, progress=progress)
+        scenes.write_dataset(calibration, CALIBRATION, CALIBRATION_SEED)
     except OSError as error:
         raise StoreError("init.write", f"cannot write {data}", got=error.strerror, fix="name another folder") from error
     return spec.write_spec(
@@ -40,6 +44,10 @@ def make(folder: Path, *, force: bool = False, progress: Callable[[int, int], No
         head="yolox",
         images=data / "images",
         annotations=data / "instances.json",
+        calibrate=DataRef(
+            images=os.path.abspath(calibration / "images"), annotations=os.path.abspath(calibration / "instances.json")
+        ),
+        target=TargetSpec(precisions=("fp32", "int8")),
         preprocess=Preprocess(size=SIZE, channels="rgb", scale=1.0),
         objective=Objective(p95_ms=P95_MS, throughput=THROUGHPUT, map_drop_pct=MAP_DROP_PCT),
         budget=Budget(minutes=MINUTES),

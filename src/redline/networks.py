@@ -17,6 +17,7 @@ from redline.vision import input_size
 if TYPE_CHECKING:
     from redline.progress import Progress
     from redline.records import Candidate, EngineBuild, OnnxModel, Runner, RunRecord, Spec, Trial
+    from redline.records.spec import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ def network_of(spec: Spec, record: RunRecord, candidate: Candidate, trial: Trial
     engine-place (another GPU or TensorRT); TrialError if it cannot be built anew.
     """
     if candidate.runner != "tensorrt":
-        return graph_network(record, runs)
+        return graph_network(record, runs, candidate)
     build = next((engine.build for engine in record.engines if engine.build.digest == trial.engine), None)
     if build is None:
         raise _gone(f"the run has no record of the engine of {candidate.name}")
@@ -47,17 +48,24 @@ def network_of(spec: Spec, record: RunRecord, candidate: Candidate, trial: Trial
     return Network(path=store.path(build.digest), engine=_plan_facts(build, origin), anew=anew)
 
 
-def graph_network(record: RunRecord, runs: Path) -> Network:
-    """The exported graph, which ONNX Runtime runs. Raises BadInput: release.engine."""
-    store = Store(runs / "store")
-    if record.onnx is None or not store.intact(record.onnx.digest):
-        got = "no graph was exported" if record.onnx is None else f"{record.onnx.digest[:12]} is not in {store.root}"
+def graph_network(record: RunRecord, runs: Path, candidate: Candidate) -> Network:
+    """The graph, exported or rounded to INT8, which ONNX Runtime runs. Raises BadInput: release.engine."""
+    store, onnx = Store(runs / "store"), _graph(record, candidate)
+    if onnx is None or not store.intact(onnx.digest):
+        got = "no graph was exported" if onnx is None else f"{onnx.digest[:12]} is not in {store.root}"
         raise _gone(got)
-    return Network(path=store.path(record.onnx.digest), engine=graph_facts(record.onnx))
+    return Network(path=store.path(onnx.digest), engine=graph_facts(onnx, candidate.precision))
 
 
-def graph_facts(onnx: OnnxModel) -> EngineFacts:
-    return EngineFacts(format="onnx", digest=onnx.digest, input=onnx.input, outputs=onnx.outputs)
+def _graph(record: RunRecord, candidate: Candidate) -> OnnxModel | None:
+    if candidate.precision != "int8":
+        return record.onnx
+    graphs = record.int8.graphs if record.int8 is not None else ()
+    return next((graph.onnx for graph in graphs if graph.wide == candidate.wide), None)
+
+
+def graph_facts(onnx: OnnxModel, precision: Precision = "fp32") -> EngineFacts:
+    return EngineFacts(format="onnx", digest=onnx.digest, input=onnx.input, outputs=onnx.outputs, precision=precision)
 
 
 def open_network(network: Network, candidate: Candidate) -> Runner:

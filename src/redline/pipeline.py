@@ -184,6 +184,7 @@ def _record(
         choice=choice,
         buckets=candidates.buckets,
         engines=bench.engines(trials),
+        int8=graphs.int8.recorded(trials),
         pictures=bench.pictures(choice),
         notes=notes,
     )

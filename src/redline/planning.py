@@ -191,7 +191,7 @@ def _graph(spec: Spec, folder: Path, store: Store, progress: Progress) -> Path:
     journal = Journal(folder / "journal.jsonl")
     with ThreadPoolExecutor(1) as aside:  # as in a run: torch's OpenMP pool ends with the thread
         subject = aside.submit(load_subject, spec, progress).result()
-        graphs = aside.submit(export_graphs, subject, store, journal, progress).result()
+        graphs = aside.submit(export_graphs, subject, store, journal, progress, int8=False).result()
     if graphs.network is None:
         raise BadInput("plan.no-graph", "the model has no graph to count", got=graphs.network_failure, fix="see `redline run`")
     return Path(graphs.network.path)

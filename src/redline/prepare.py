@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redline.calibrating import NONE, Int8Graphs, int8_graphs
+from redline.calibrating_cpu import cpu_int8_graphs
 from redline.errors import TrialError
 from redline.records import Candidate, Dataset, Detector, OnnxModel, ServeSpec, Spec, Traffic
 from redline.store import Journal, Store, digest_of
@@ -69,11 +71,19 @@ def load_subject(spec: Spec, progress: Progress) -> Subject:
 
 
 def export_graphs(
-    subject: Subject, store: Store, journal: Journal, progress: Progress, *, for_gpu: bool = False, typed: bool = True
+    subject: Subject,
+    store: Store,
+    journal: Journal,
+    progress: Progress,
+    *,
+    for_gpu: bool = False,
+    typed: bool = True,
+    int8: bool = True,
 ) -> Graphs:
     """Export once; a model that cannot be exported still has its torch runners.
 
-    `for_gpu`: the network in FP16 and INT8 too, if the spec asks for it, and none with pre- and post-processing inside.
+    `for_gpu`: the network in FP16 and in TensorRT's INT8 too, if the spec asks for it, and none with pre- and post-processing
+    inside; else in ONNX Runtime's INT8. `int8`: False leaves INT8 out whatever the spec asks for.
     `typed`: what is not INT8 of the INT8 graph is FP16; False, for TensorRT 8.6: it is FP32, and FP16 by a flag.
     """
     from redline.export import export_end_to_end, export_onnx
@@ -102,8 +112,9 @@ def export_graphs(
             half=half,
             half_failure=failure,
             held=_held(network, once) if (half, failure) != (None, None) else None,
-            int8=_int8(subject, network, store, journal, once, progress, typed=typed),
+            int8=_int8(subject, network, store, journal, once, progress, typed=typed) if int8 else NONE,
         )
+    rounded = _int8_on_cpu(subject, network, store, once, progress) if int8 else NONE
     with progress.stage("export with pre- and post-processing"):
         whole = {"network": network.digest, "postprocess": detector.postprocess, **key}
 
@@ -113,8 +124,9 @@ def export_graphs(
         try:
             graph = once("export-end-to-end", whole, end_to_end, (network.digest,))
         except TrialError as error:
-            return Graphs(network=network, network_failure=None, end_to_end=None, end_to_end_failure=error.text())
-    return Graphs(network=network, network_failure=None, end_to_end=graph, end_to_end_failure=None)
+            failure = error.text()
+            return Graphs(network=network, network_failure=None, end_to_end=None, end_to_end_failure=failure, int8=rounded)
+    return Graphs(network=network, network_failure=None, end_to_end=graph, end_to_end_failure=None, int8=rounded)
 
 
 def _half(
@@ -157,6 +169,16 @@ def _int8(
     # What else is asked for is what a run tries; alone it is a build of all layers.
     choose = len(subject.spec.target.precisions) > 1
     return int8_graphs(subject, network, source, store, journal, once, progress, choose=choose)
+
+
+def _int8_on_cpu(
+    subject: Subject, network: OnnxModel, store: Store, once: Callable[..., OnnxModel], progress: Progress
+) -> Int8Graphs:
+    if "int8" not in subject.spec.target.precisions:
+        return NONE
+    if importlib.util.find_spec("onnxruntime") is None:
+        return replace(NONE, failure="ONNX Runtime is not installed: pip install redline[ort]")
+    return cpu_int8_graphs(subject, network, store, once, progress)
 
 
 def _held(network: OnnxModel, once: Callable[..., OnnxModel]) -> Callable[[tuple[str, ...]], OnnxModel]:

@@ -61,10 +61,13 @@ class Scales:
 
     def detections(self, table: QuantTable | None) -> list[Detections]:
         """Of every image; None: FP32."""
-        path = self.network.path
-        if table is not None:
-            path = export_int8(self.network, self._folder, table, name="weighed").path
-        runner = OnnxRuntimeRunner(path, threads=self._threads, concurrent=False)
+        if table is None:
+            return self.seen_by(self.network)
+        return self.seen_by(export_int8(self.network, self._folder, table, name="weighed"))
+
+    def seen_by(self, graph: OnnxModel) -> list[Detections]:
+        """Detections of every image by a graph that is made already."""
+        runner = OnnxRuntimeRunner(graph.path, threads=self._threads, concurrent=False)
         try:
             predict = Predictor(
                 runner, self._detector.preprocess, self._detector.head, self._detector.postprocess, self._shapes
@@ -73,10 +76,23 @@ class Scales:
         finally:
             runner.close()
 
+    def divergence_of(self, graph: OnnxModel) -> float:
+        """Of a graph that is made already, from FP32."""
+        if self._store is None:
+            return self._apart(self.seen_by(graph))
+        key = {"graph": self.network.digest, "other": graph.digest, "shapes": self._shapes, "images": self._digests()}
+        return self._store.once(
+            stage="sensitivity", key=key, kind="divergence", type=float,
+            compute=lambda: self._apart(self.seen_by(graph)), parents=(),
+        )  # fmt: skip
+
     def _weigh(self, table: QuantTable) -> float:
+        return self._apart(self.detections(table))
+
+    def _apart(self, found: list[Detections]) -> float:
         if self._reference is None:
             self._reference = self.detections(None)
-        return divergence(self._reference, self.detections(table))
+        return divergence(self._reference, found)
 
     def _digests(self) -> str:
         return digest_of([digest_of(image.tobytes()) for image in self._images])

@@ -47,7 +47,9 @@ Measure = Callable[["Live | ServedLive"], Load]
 PROTOCOL = 1
 """Raise it when the meaning of a measurement changes: what was measured before is then measured again."""
 SCREEN_S = 2.0
-SHORTEST_S = 3.0
+SHORTEST_S, BRIEF_S = 3.0, 2.0
+"""Least duration of a load at a rate; and where the whole budget is less than `BRIEF_MINUTES`."""
+BRIEF_MINUTES = 1.0
 OBJECTIVE_REQUESTS, OBJECTIVE_S = 200, 30.0
 """Requests of a load that a verdict rests on (about ten lie above its P95), and its longest duration."""
 OBJECTIVE_SHARE = 0.1
@@ -116,6 +118,7 @@ class Workbench:
         # The cost of every load so far, reused or not: a second run decides as the first did, and finds all it needs.
         self._elapsed = 0.0
         self._phase_s, self._budget_s = 0.0, 60 * minutes
+        self._shortest_s = SHORTEST_S if subject.spec.budget.minutes >= BRIEF_MINUTES else min(SHORTEST_S, BRIEF_S)
         """When the phase began and when its budget ends, in the time of `_elapsed`."""
 
     @property
@@ -206,7 +209,7 @@ class Workbench:
             low=0.05 * capacity,
             high=1.1 * capacity,
             noise=self._noise,
-            deadline=max(self._budget_s, self._elapsed + 4 * SHORTEST_S),
+            deadline=max(self._budget_s, self._elapsed + 4 * self._shortest_s),
             now=lambda: self._elapsed,
         )
 
@@ -287,7 +290,7 @@ class Workbench:
         requests, longest = (STEP_REQUESTS, STEP_S)
         if stage == "objective":
             requests, longest = (OBJECTIVE_REQUESTS, max(OBJECTIVE_S, OBJECTIVE_SHARE * self._budget_s))
-        seconds = min(max(SHORTEST_S, requests / rate), longest)
+        seconds = min(max(self._shortest_s, requests / rate), longest)
 
         def load(live: Live | ServedLive) -> Load:
             return open_loop(

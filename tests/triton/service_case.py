@@ -44,7 +44,7 @@ class Case:
         self.folder = prepare_service(self.spec, self.runs)
         self.repository = self.folder / REPOSITORY
         candidate, _ = choice_to_serve(self.record)
-        self.expected: Expected = expect(self.spec, self.record, candidate, graph_network(self.record, self.runs))
+        self.expected: Expected = expect(self.spec, self.record, candidate, graph_network(self.record, self.runs, candidate))
 
     @property
     def network(self) -> Path:
@@ -55,7 +55,7 @@ class Case:
         """Write the next release into the repository, unverified; `changes` of the record that `redline release` would make."""
         candidate, trial = choice_to_serve(self.record)
         number = 1 + max(releases_in(self.repository, self.spec.serve.name), default=0)
-        candidate, engine = changes.pop("candidate", candidate), graph_network(self.record, self.runs).engine
+        candidate, engine = changes.pop("candidate", candidate), graph_network(self.record, self.runs, candidate).engine
         made = make_release(self.spec, self.record, candidate, trial, self.expected, number, engine=engine)
         made = replace(made, **changes)
         write_repository(self.repository, made, "embedded", network_file=self.network, golden_files=self._golden(made))

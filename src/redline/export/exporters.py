@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import ast
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import torch
 from torch import nn
 
 from redline.errors import TrialError
+from redline.export.quiet import quiet
 from redline.nodes import MODULE
 from redline.records import TensorFact
 from redline.zoo.fold import fold_batchnorm
@@ -25,19 +22,6 @@ WRAPPER = "net"
 """Attribute of `model.outputs.TupleOutputs` that holds the network."""
 OPSET = 18
 """Lowest that torch.export's ONNX exporter writes natively and TensorRT 8.6 to 11 all read."""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Exporters print, log and warn about themselves; failures are raised all the same."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def torch_export(module: nn.Module, shape: tuple[int, int, int, int], names: Sequence[str], dynamic: str, stride: int) -> Any:

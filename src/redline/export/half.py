@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from redline.errors import TrialError
-from redline.export.exporters import quiet
+from redline.export.quiet import quiet
 from redline.records import OnnxModel
 
 SENSITIVE = ("Exp", "Softmax", "ReduceSum", "ReduceMean", "LayerNormalization", "NonMaxSuppression", "TopK", "Range", "CumSum")

@@ -45,9 +45,7 @@ def export_int8(network: OnnxModel, folder: Path, table: QuantTable, *, name: st
     """
     model = onnx.load(network.path)
     graph = model.graph
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
-        fix = "give the graph as it was before it was quantised"
-        raise BadInput("quantize.already", "The graph is quantised already", got=network.path, fix=fix)
+    require_unquantised(model, network.path)
     table = matched(model, table)
     half = any(weight.data_type == TensorProto.FLOAT16 for weight in graph.initializer)
     writer = _Writer(model, np.float16 if half else np.float32)
@@ -65,6 +63,13 @@ def export_int8(network: OnnxModel, folder: Path, table: QuantTable, *, name: st
     path.write_bytes(data)
     note = f"int8 in {len(table.weights)} layers, {table.method} ranges of {len(table.calibration.images)} images"
     return replace(network, path=str(path), digest=hashlib.sha256(data).hexdigest(), notes=(*network.notes, note))
+
+
+def require_unquantised(model: onnx.ModelProto, path: str) -> None:
+    """Raises BadInput: quantize.already."""
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+        fix = "give the graph as it was before it was quantised"
+        raise BadInput("quantize.already", "The graph is quantised already", got=path, fix=fix)
 
 
 def matched(model: onnx.ModelProto, table: QuantTable) -> QuantTable:

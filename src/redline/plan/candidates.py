@@ -42,7 +42,7 @@ class Space:
 
     def lawful(self, candidate: Candidate) -> bool:
         """The one statement of what may be combined."""
-        if candidate.wide and (candidate.runner != "tensorrt" or candidate.precision not in ("fp16", "int8")):
+        if candidate.wide and not _has_wide(candidate):
             return False
         if candidate.device not in self.devices:
             return False
@@ -50,7 +50,9 @@ class Space:
             lanes = len(candidate.gpus) <= candidate.concurrency <= MAX_LANES * len(candidate.gpus)
             known = candidate.precision in ("fp32", *self.precisions) and candidate.batch in self.batches
             return lanes and known and on_gpu.lawful_on_gpu(candidate)
-        if candidate.runner == "tensorrt" or candidate.precision != "fp32" or candidate.cuda_graphs or candidate.profiles:
+        if candidate.runner == "tensorrt" or candidate.cuda_graphs or candidate.profiles:
+            return False
+        if candidate.precision != "fp32" and not _is_cpu_int8(candidate):
             return False
         fits = candidate.threads * candidate.concurrency <= self.cores
         # A graph with pre-processing inside takes one image; torch.compile would compile every batch size again.
@@ -86,6 +88,16 @@ class Space:
             *(replace(there, concurrency=per_gpu * len(there.gpus)) for there in elsewhere),
         ]
         return tuple(dict.fromkeys(move for move in moves if self.lawful(move)))
+
+
+def _is_cpu_int8(candidate: Candidate) -> bool:
+    return candidate.precision == "int8" and candidate.runner == "onnxruntime" and candidate.prepost == "host"
+
+
+def _has_wide(candidate: Candidate) -> bool:
+    """Whether its graph has nodes that may stay wider than the rest."""
+    on_gpu = candidate.runner == "tensorrt" and candidate.precision in ("fp16", "int8")
+    return on_gpu or _is_cpu_int8(candidate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +153,7 @@ def space(
         families.append(replace(baseline, runner="onnxruntime", shapes=buckets.policy))
     elif reason is not None:
         refusals.append(Refusal(what="shape buckets", reason=reason))
+    refusals += _int8_families(spec, families, int8)
     batches, fixed = _batches(onnx)
     return Space(
         baseline=baseline,
@@ -207,7 +220,6 @@ def _precisions(spec: Spec) -> list[Refusal]:
     reasons = {
         "tf32": "a mode of NVIDIA GPUs' tensor cores, and what is measured here is the CPU",
         "fp16": "CPU runners compute FP16 in FP32 after conversion, so it can only be slower; it needs a GPU engine",
-        "int8": on_gpu.NO_CPU_INT8,
     }
     return [Refusal(what=wanted, reason=reasons[wanted]) for wanted in spec.target.precisions if wanted in reasons]
 
@@ -241,6 +253,18 @@ def _graph_families(
     if graph_failure is not None:
         return [Refusal(what="pre- and post-processing in the graph", reason=graph_failure)]
     families.append(replace(engine, prepost="graph"))
+    return []
+
+
+def _int8_families(spec: Spec, families: list[Candidate], int8: Int8Choices) -> list[Refusal]:
+    """ONNX Runtime's INT8 with the least padding there is: what shapes are worth is told by FP32."""
+    engines = [family for family in families if family.runner == "onnxruntime" and family.prepost == "host"]
+    if "int8" not in spec.target.precisions:
+        return []
+    if not engines or int8.failure is not None:
+        return [Refusal(what="int8", reason=int8.failure or "there is no ONNX Runtime to run it")]
+    best = next((family for family in engines if family.shapes == "minimal"), engines[0])
+    families += [replace(best, precision="int8", wide=kept) for kept in int8.kept]
     return []
 
 

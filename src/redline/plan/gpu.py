@@ -31,7 +31,6 @@ MEMORY_SHARE = 0.5
 """Of a GPU's memory that one lane's input and output buffers may take."""
 NARROWEST: tuple[Precision, ...] = ("fp16", "tf32", "fp32")
 IN_GRAPH = "its float64, NonZero and NonMaxSuppression are nothing for TensorRT; on a GPU they run on the host"
-NO_CPU_INT8 = "rounded for TensorRT's fusions; on ONNX Runtime's CPU such a graph is slower than FP32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

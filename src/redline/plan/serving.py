@@ -68,7 +68,9 @@ def served_space(trials: Sequence[Trial], chosen: Candidate | None, objective: O
         return None
     best = max(able, key=lambda t: (t.candidate == chosen, _proved(t), t.screen.achieved_per_s if t.screen else 0.0)).candidate
     start = replace(best, serving=Serving(), threads=min(best.threads, cores), concurrency=max(1, cores // best.threads))
-    shapes = dict.fromkeys(t.candidate.shapes for t in able if _proved(t) and t.candidate.shapes != best.shapes)
+    graph = (best.precision, best.wide)  # another graph has another accuracy
+    alike = [t for t in able if (t.candidate.precision, t.candidate.wide) == graph]
+    shapes = dict.fromkeys(t.candidate.shapes for t in alike if _proved(t) and t.candidate.shapes != best.shapes)
     families = [start, *(replace(start, shapes=policy) for policy in shapes)]
     families += [replace(start, serving=Serving(pipeline=pipeline)) for pipeline in ("bls", "ensemble")]
     longest = 1000 * objective.p95_ms * DELAY_SHARE

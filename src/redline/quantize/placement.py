@@ -67,6 +67,19 @@ def roundable(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: graph.maker.get(name, -1)))
 
 
+def with_activations(model: onnx.ModelProto, names: Collection[str]) -> tuple[str, ...]:
+    """The nodes called `names` and the activations that follow them before anything else, in graph order."""
+    graph = _read(model)
+    found = {index for index, node in enumerate(graph.nodes) if node.name in names}
+    waiting = sorted(found)
+    while waiting:
+        for name in graph.nodes[waiting.pop()].output:
+            after = {i for i, _ in graph.readers.get(name, ()) if graph.nodes[i].op_type in ACTIVATIONS} - found
+            found |= after
+            waiting += after
+    return tuple(graph.nodes[index].name for index in sorted(found))
+
+
 def _read(model: onnx.ModelProto) -> _Graph:
     nodes = tuple(model.graph.node)
     readers: dict[str, list[tuple[int, int]]] = {}

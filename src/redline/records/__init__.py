@@ -60,6 +60,7 @@ from redline.records.engine import (
 )
 from redline.records.layers import BoundaryCheck, HeldNode, LayerFault, LayerParity, LayerPoint
 from redline.records.node import DecodePlace, Node, NodeLimit, NodeLimits, Resource
+from redline.records.picture import Picture, PictureBox
 from redline.records.pixels import DecodedImage, DeviceBatch, DeviceImage, PreprocessTile, TensorType
 from redline.records.plan import (
     PLAN_SCHEMA,
@@ -92,8 +93,6 @@ from redline.records.run import (
     MapDrop,
     Noise,
     ParityReport,
-    Picture,
-    PictureBox,
     ProfileKind,
     Pruned,
     Refusal,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from redline.records.detect import ImageRef
+from redline.records.detect import ImageRef, OnnxModel
 
 Calibrator = Literal["max", "percentile", "entropy", "mse"]
 CALIBRATORS: tuple[Calibrator, ...] = ("max", "percentile", "entropy", "mse")
@@ -141,7 +141,7 @@ class CalibratorLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """What one group alone in INT8 does to the detections."""
+    """What one group does to the detections: alone in INT8, or, in ONNX Runtime's form, by being in INT8 with all others."""
 
     group: LayerGroup
     divergence: float
@@ -156,3 +156,24 @@ class MixedPoint:
     predicted_loss: float
     """Sum of the divergences of the groups in INT8."""
     predicted_us: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Graph:
+    """An INT8 graph of a run, which candidates with these `wide` layers are made from."""
+
+    wide: tuple[str, ...]
+    onnx: OnnxModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Record:
+    """What the INT8 of a run rests on: images and how they were chosen, calibrators and layers by what they lose."""
+
+    choice: CalibrationChoice
+    calibration: CalibrationSet
+    losses: tuple[CalibratorLoss, ...]
+    """Least first: the first one's ranges are used."""
+    sensitivities: tuple[Sensitivity, ...] = ()
+    """Empty where the budget was too small to weigh groups of layers."""
+    graphs: tuple[Int8Graph, ...] = ()

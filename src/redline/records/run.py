@@ -8,6 +8,8 @@ from typing import Literal
 from redline.records.detect import Buckets, ModelFacts, OnnxModel, ShapePolicy, Traffic
 from redline.records.engine import EngineRecord, Telemetry
 from redline.records.layers import HeldNode
+from redline.records.picture import Picture
+from redline.records.quantize import Int8Record
 from redline.records.spec import Precision, Spec
 
 RunnerKind = Literal["torch-eager", "torch-compile", "onnxruntime", "tensorrt"]
@@ -336,26 +338,6 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PictureBox:
-    xyxy: tuple[float, float, float, float]
-    label: str
-    score: float | None
-    """None: ground truth."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """An evaluation image with its ground truth and the chosen candidate's detections, for the report."""
-
-    path: str
-    height: int
-    width: int
-    truth: tuple[PictureBox, ...]
-    found: tuple[PictureBox, ...]
-    credit: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DataFacts:
     name: str
     images: int
@@ -395,6 +377,8 @@ class RunRecord:
     """TensorRT engines that were built, those that failed their proof too; `Trial.engine` names one by its digest."""
     pruned: tuple[Pruned, ...] = ()
     """Of the search in-process, where the plan knew the network's curve; `served` has its own."""
+    int8: Int8Record | None = None
+    """None: no INT8 graph was made."""
 
 
 SCHEMA_VERSION = 2

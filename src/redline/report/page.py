@@ -23,6 +23,7 @@ from redline.report import (
     engines,
     facts,
     pictures,
+    rounding,
     tables,
     through_server,
     words,
@@ -101,6 +102,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "traffic": _drawn("traffic", lambda width, key: chart_accuracy.shapes(record.data.traffic, width, key)),
         "side_by_side": through_server.side_by_side(record),
         **_engines(record),
+        **_int8(record),
         "left_out": facts.left_out(record),
         "served_rows": through_server.rows(record.served) if record.served else [],
         "asked": tables.asked(record),
@@ -121,6 +123,17 @@ def _engines(record: RunRecord) -> dict[str, Any]:
         "padding_rows": engines.padding_rows(record),
         "telemetry_rows": engines.telemetry_rows(record),
         "compiled": any(trial.candidate.runner == "torch-compile" for trial in facts.every_trial(record)),
+    }
+
+
+def _int8(record: RunRecord) -> dict[str, Any]:
+    found = record.int8
+    return {
+        "int8_rows": rounding.rows(record),
+        "int8_traits": rounding.traits(found) if found is not None else [],
+        "int8_coverage": rounding.coverage_rows(found) if found is not None else [],
+        "int8_losses": rounding.loss_rows(found) if found is not None else [],
+        "int8_groups": rounding.group_rows(found) if found is not None else [],
     }
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from redline.records import RunRecord
-from redline.report import facts, through_server, words
+from redline.report import facts, rounding, through_server, words
 from redline.report.tables import TrialRow, trial_rows
 
 ANSWERS = {"pass": ("✓", "bold green"), "fail": ("✗", "bold red"), "inconclusive": ("?", "bold yellow")}
@@ -31,6 +31,9 @@ def summary(record: RunRecord, width: int, folder: Path | None) -> list[Renderab
     if record.served is not None:
         server = Text.assemble(("Through the server  ", "bright_black"), through or record.served.choice.verdict.reason)
         parts.append(Padding(server, (1, 0, 0, 2)))
+    said = rounding.sentences(record)
+    if said:
+        parts.append(Padding(Text.assemble(("INT8  ", "bright_black"), "\n".join(said)), (1, 0, 0, 2)))
     if record.refusals or facts.left_out(record):
         parts.append(Padding(_refusals(record), (1, 0, 0, 2)))
     if record.choice.notes:

@@ -23,6 +23,7 @@ from redline.records import (
     Preprocess,
     ServeSpec,
     Spec,
+    TargetSpec,
     TensorRTSpec,
 )
 from redline.spec.comments import COMMENTS, HEADER, INTRODUCTIONS, OPTIONAL
@@ -71,10 +72,12 @@ def write_spec(
     factory: str | None = None,
     onnx: Path | None = None,
     annotations: Path | None = None,
+    calibrate: DataRef | None = None,
     weights: Path | None = None,
     head: str | None = None,
     preprocess: Preprocess | None = None,
     objective: Objective = STARTING_OBJECTIVE,
+    target: TargetSpec | None = None,
     budget: Budget | None = None,
     serve: ServeSpec | None = None,
     force: bool = False,
@@ -100,12 +103,14 @@ def write_spec(
         preprocess=preprocess or PREPROCESS[kind],
         postprocess=POSTPROCESS.get(kind, Postprocess()),
     )
-    data = DataSpec(evaluate=DataRef(images=os.path.abspath(images), annotations=_text(annotations)))
+    evaluate = DataRef(images=os.path.abspath(images), annotations=_text(annotations))
+    data = DataSpec(evaluate=evaluate, calibrate=calibrate)
     draft = Spec(
         path=str(file),
         model=model,
         data=data,
         objective=objective,
+        target=target or TargetSpec(),
         budget=budget or Budget(),
         serve=serve or ServeSpec(),
     )

@@ -104,7 +104,8 @@ def _wide(winner: Trial) -> str:
 
 
 def _fastest(trials: Sequence[Trial], runner: str) -> Trial | None:
-    return max((t for t in trials if t.candidate.runner == runner and t.screen), key=_capacity, default=None)
+    able = (t for t in trials if t.candidate.runner == runner and t.screen and t.parity and t.parity.verdict.answer != "fail")
+    return max(able, key=_capacity, default=None)
 
 
 def _without_winner(trials: Sequence[Trial], objective: Objective) -> Choice:

@@ -142,6 +142,8 @@ def search(
             note(f"the budget is spent: the knee of {candidate.name} was not searched")
         else:
             trials[candidate] = _step(trials[candidate], "knee", lambda t: _with_knee(t, bench, expected.get(t.candidate)))
+    for candidate in [c for c, trial in trials.items() if _lost_in_rounding(trial)]:
+        trials[candidate] = _screened(trials[candidate], bench)
     return tuple(trials.values())
 
 
@@ -292,6 +294,12 @@ def _step(trial: Trial, stage: str, act: Callable[[Trial], Trial]) -> Trial:
 
 def _accurate(trial: Trial) -> bool:
     return trial.failure is None and trial.parity is not None and trial.parity.verdict.answer != "fail"
+
+
+def _lost_in_rounding(trial: Trial) -> bool:
+    """INT8 that loses too much: one short load tells what winning the accuracy back would be worth."""
+    lost = trial.parity is not None and trial.parity.verdict.answer == "fail" and trial.parity.drop.candidate_ap > 0
+    return lost and trial.failure is None and trial.screen is None and trial.candidate.precision == "int8"
 
 
 def _proved(trial: Trial) -> bool:

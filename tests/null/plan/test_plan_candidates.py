@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from redline.plan.candidates import Abilities, Space, space
+from redline.plan.gpu import ALL_INT8, Int8Choices
 from redline.records import (
     Budget,
     Candidate,
@@ -63,10 +64,19 @@ def built(
     is_torch: bool = True,
     graph_failure: str | None = None,
     seen: Traffic = MIXED,
+    int8: Int8Choices = ALL_INT8,
 ) -> Space:
     failure = "no export" if onnx is None else None
     return space(
-        s, seen, ENVIRONMENT, abilities, onnx=onnx, network_failure=failure, graph_failure=graph_failure, is_torch=is_torch
+        s,
+        seen,
+        ENVIRONMENT,
+        abilities,
+        onnx=onnx,
+        network_failure=failure,
+        graph_failure=graph_failure,
+        is_torch=is_torch,
+        int8=int8,
     )
 
 
@@ -88,11 +98,35 @@ def test_everything_that_can_run_is_a_family_and_eager_is_the_baseline() -> None
     assert built(spec()).baseline == Candidate(runner="torch-eager", threads=4)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
 def test_a_precision_that_cannot_help_on_this_machine_is_refused_with_the_reason(precision: str) -> None:
     space_ = built(spec(precisions=("fp32", precision)))
     assert precision in reasons(space_)
     assert all(f.precision == "fp32" for f in space_.families)
+
+
+def test_int8_on_a_cpu_is_onnxruntime_s_with_the_least_padding_and_every_choice_of_layers() -> None:
+    wanted = spec(precisions=("fp32", "int8"))
+    space_ = built(wanted, int8=Int8Choices(kept=((), ("stem",))))
+    rounded = [family for family in space_.families if family.precision == "int8"]
+    assert [(f.runner, f.shapes, f.wide) for f in rounded] == [
+        ("onnxruntime", "minimal", ()),
+        ("onnxruntime", "minimal", ("stem",)),
+    ]
+    assert all(space_.lawful(family) for family in space_.families)
+    assert not space_.lawful(replace(rounded[0], prepost="graph"))
+    assert not space_.lawful(replace(rounded[0], runner="torch-eager"))
+    assert not space_.lawful(replace(rounded[1], precision="fp32"))
+    stretched = built(spec(Preprocess(resize="stretch"), precisions=("fp32", "int8")))
+    assert [f.shapes for f in stretched.families if f.precision == "int8"] == ["fixed"]
+
+
+def test_int8_on_a_cpu_without_images_or_without_onnxruntime_is_refused_with_the_reason() -> None:
+    wanted = spec(precisions=("fp32", "int8"))
+    assert reasons(built(wanted, int8=Int8Choices(failure="needs images")))["int8"] == "needs images"
+    without = built(wanted, replace(ALL, onnxruntime=False))
+    assert "ONNX Runtime" in reasons(without)["int8"]
+    assert all(f.precision == "fp32" for f in without.families)
 
 
 def test_no_compiler_refuses_torch_compile_with_the_reason_given() -> None:

@@ -216,6 +216,21 @@ def test_an_inaccurate_family_is_never_loaded() -> None:
     assert choice.candidate.runner == "torch-eager"
 
 
+def test_int8_that_loses_too_much_is_timed_once_and_never_chosen() -> None:
+    rounded = Candidate(runner="onnxruntime", threads=2, precision="int8")
+    bench = Fake(parities={"onnxruntime": "fail"})
+    trials, _ = run(bench, EAGER, rounded, ENGINE)
+    by_candidate = {trial.candidate: trial for trial in trials}
+    assert by_candidate[rounded].screen is not None
+    assert by_candidate[rounded].objective_load is None
+    assert by_candidate[rounded].knee is None
+    assert by_candidate[ENGINE].screen is None, "only what was rounded is of interest after it has failed"
+    assert [c for c in bench.screened if c.precision == "int8"] == [rounded]
+    choice, _ = choose(trials, bench, OBJECTIVE, None)
+    assert choice.candidate is not None
+    assert choice.candidate.precision == "fp32"
+
+
 def test_unproved_accuracy_gives_an_inconclusive_choice_not_a_pass() -> None:
     bench = Fake(parities={"onnxruntime": "inconclusive", "torch-eager": "inconclusive"})
     choice, _ = choose(run(bench, EAGER, ENGINE)[0], bench, OBJECTIVE, None)
