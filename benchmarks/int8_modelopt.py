@@ -12,9 +12,11 @@ time for compute capability 8.9 has, and how many of them only change type or la
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,7 @@ def built(path: Path, work: Path) -> dict[str, Any]:
     from redline.engine.foundry import Foundry
     from redline.engine.tensorrt_store import AHEAD_OF_TIME
     from redline.engine.tensorrt_versions import find
+    from redline.progress import Progress
     from redline.records import BuildOptions, EngineProfile
     from redline.records import OnnxModel as Model
     from redline.store import Store, load
@@ -98,11 +101,10 @@ def built(path: Path, work: Path) -> dict[str, Any]:
     profile = EngineProfile(index=0, minimum=shape, optimum=shape, maximum=shape)
     options = BuildOptions(precision="int8", profiles=(profile,), capabilities=(CAPABILITY,))
     full = load(Model, (work / f"yolox{SIDE}" / "full.json").read_bytes())
-    import hashlib
-    from dataclasses import replace
-
     graph = replace(full, path=str(path), digest=hashlib.sha256(path.read_bytes()).hexdigest())
-    made = Foundry(find("tensorrt-rtx"), Store(work / "store"), None, place=AHEAD_OF_TIME).build(graph, options, path.stem)
+    made = Foundry(find("tensorrt-rtx"), Store(work / "store"), None, Progress(None).build, place=AHEAD_OF_TIME).build(
+        graph, options, path.stem
+    )
     own = [layer for layer in made.proof.layers if not layer.nodes]
     return {
         "layers": len(made.proof.layers), "that_only_change_type_or_layout": len(own), "plan_bytes": made.plan_bytes,
@@ -127,8 +129,6 @@ def compare(given: argparse.Namespace) -> None:
     images = [decode(read_bytes(image), name=image.path) for image in dataset.images]
     scales = Scales(network, source, images, given.work, threads=2)
     reference = scales.detections(None)
-    from dataclasses import replace
-
     result: dict[str, Any] = {
         "what": __doc__.split("\n\n")[0] if __doc__ else "", "environment": json.loads(dump(inspect_machine())),
         "modelopt": given.modelopt, "calibration_images": IMAGES, "rows": [],

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from redline.sensitivity import Scales
     from redline.store import Store
 
+CALIBRATORS_WEIGHED = 32
+"""Images that calibrators are weighed on: with 8 the order of two close ones was chance (the demo detector)."""
 CHOOSE_MINUTES = 2.0
 """Least budget in which groups of layers are weighed too: one more graph and eight images for each of some seventeen groups,
 on YOLOX-Nano a minute of two cores."""
@@ -100,7 +102,7 @@ def _weighed(
     from redline.export.quantized_cpu import CPU_CALIBRATORS
     from redline.sensitivity import Scales
 
-    images = [vision.decode(read_bytes(image), name=image.path) for image in choice.images[:WEIGHED]]
+    images = [vision.decode(read_bytes(image), name=image.path) for image in choice.images[:CALIBRATORS_WEIGHED]]
     with tempfile.TemporaryDirectory(prefix="redline-") as folder:
         scales = Scales(network, subject.detector, images, Path(folder), store=store)
         with progress.stage(f"INT8 on {len(choice.images)} images"):
@@ -112,8 +114,9 @@ def _weighed(
         if subject.spec.budget.minutes < CHOOSE_MINUTES:
             return tuple(losses), ()
         with progress.stage("layers by what they lose in INT8"):
-            best = losses[0]
-            return tuple(losses), _sensitivities(scales, best.divergence, functools.partial(maker.graph, best.method))
+            few = Scales(network, subject.detector, images[:WEIGHED], Path(folder), store=store)
+            make = functools.partial(maker.graph, losses[0].method)
+            return tuple(losses), _sensitivities(few, few.divergence_of(make(())), make)
 
 
 def _sensitivities(scales: Scales, whole: float, make: Callable[[tuple[str, ...]], OnnxModel]) -> tuple[Sensitivity, ...]:

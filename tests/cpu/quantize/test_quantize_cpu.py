@@ -192,8 +192,7 @@ def test_a_longer_budget_weighs_groups_of_layers_and_keeps_those_that_lose_most(
     found = graphs.int8.record
     assert found is not None
     assert len(found.sensitivities) >= 2
-    whole = found.losses[0].divergence
-    assert all(0 <= one.divergence <= whole for one in found.sensitivities)
+    assert all(0 <= one.divergence < 1 for one in found.sensitivities)
     assert len(graphs.int8.kept) == 2
     most = max(found.sensitivities, key=lambda one: one.divergence)
     assert set(most.group.nodes) <= set(graphs.int8.kept[1])
