@@ -98,7 +98,7 @@ def _measured(record: RunRecord, costs: ModelCosts, engine: EngineRecord, runs: 
     """An engine's inference alone beside its prediction; None where it never ran or its GPU is not in the table."""
     device = known_device(record.environment.gpus[0]) if record.environment.gpus else None
     precision = engine.build.options.precision
-    if device is None or engine.anatomy is None or engine.shape is None or precision == "int8":
+    if device is None or engine.anatomy is None or engine.shape is None or precision in ("int8", "fp8"):
         return None
     images, _, height, width = engine.shape
     at = replace(costs, size=(None, None, None)) if costs.size[0] != images else costs

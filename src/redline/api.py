@@ -172,9 +172,9 @@ def build(
 
     `precision`: None takes the narrowest that the spec names. `profiles` "exact" is of fixed shapes, or with `minimal` of the
     stride's; `batched` takes up to the largest batch of a run instead of one image. `capabilities`, such as "8.9": ahead of
-    time by TensorRT-RTX, without a GPU. `wide`: ONNX nodes that an FP16 engine computes in FP32. An engine that can run here is
-    run at every boundary shape of its profiles, and with `layers` compared layer by layer. What is wrong is a result, in
-    `Built.verdict`.
+    time by TensorRT-RTX, without a GPU. `wide`: ONNX nodes that an FP16 engine computes in FP32, or that stay out
+    of INT8 or FP8. An engine that can run here is run at every boundary shape of its profiles, and with `layers` compared layer
+    by layer. What is wrong is a result, in `Built.verdict`.
     Raises BadInput for what cannot be asked, TrialError if there is no engine, StoreError if `runs` cannot be written.
     """
     from redline import building

@@ -72,6 +72,8 @@ def build(spec: Spec, wanted: Wanted, *, runs: Path, progress: Progress) -> Buil
     candidate = _candidate(spec, wanted)
     store, journal = Store(runs / "store", on_wait=progress.note), Journal(runs / run_id(spec) / "journal.jsonl")
     foundry = _foundry(spec, wanted, store, journal, progress)
+    if candidate.precision == "fp8" and (reason := foundry.no_fp8(wanted.capabilities)) is not None:
+        raise BadInput("build.precision", "no engine in FP8 can be built", got=reason, fix="--precision int8 or fp16")
     # The graph in FP16 is made where the spec names that precision, and what is wanted here comes before.
     asked = replace(spec, target=replace(spec.target, precisions=(candidate.precision,)))
     with ThreadPoolExecutor(1) as aside:  # torch's OpenMP pool ends with the thread
@@ -82,7 +84,7 @@ def build(spec: Spec, wanted: Wanted, *, runs: Path, progress: Progress) -> Buil
     _require_nodes(graphs, wanted)
     onnx = graphs.of(candidate)
     if onnx is None:
-        why = graphs.network_failure or graphs.half_failure or graphs.int8.failure
+        why = graphs.network_failure or graphs.half_failure or graphs.int8.failure or graphs.fp8.failure
         raise TrialError("engine-no-graph", "TensorRT needs an exported graph", got=why, fix="see why the export failed")
     candidate = _with_shapes(subject, candidate)
     options = engine_options(subject, graphs, candidate, foundry)
@@ -193,15 +195,15 @@ def _candidate(spec: Spec, wanted: Wanted) -> Candidate:
     """Without its shapes where they come from the traffic. Raises BadInput for what cannot be asked."""
     asked = asked_precisions(spec)
     precision = wanted.precision or (asked[-1] if asked else "fp32")
-    if precision == "int8" and spec.data.calibrate is None:
-        raise BadInput("build.precision", f"INT8 {NO_SET}", fix="name images in the spec, or --precision fp16")
+    if precision in ("int8", "fp8") and spec.data.calibrate is None:
+        raise BadInput("build.precision", f"{precision.upper()} {NO_SET}", fix="name images in the spec, or --precision fp16")
     if wanted.minimal and wanted.profiles != "exact":
         what = f"--minimal goes with exact profiles: {wanted.profiles} ones have shapes of their own"
         raise BadInput("build.shapes", what, fix="leave it out")
     if wanted.level is not None and wanted.level not in LEVELS:
         raise BadInput("build.level", "no such optimisation level", got=wanted.level, allowed="0 (fastest build) to 5")
-    if wanted.wide and precision not in ("fp16", "int8"):
-        what = f"nodes are held wide in a graph in FP16 or INT8, not in {precision}"
+    if wanted.wide and precision not in ("fp16", "int8", "fp8"):
+        what = f"nodes are held wide in a graph in FP16, INT8 or FP8, not in {precision}"
         raise BadInput("build.wide", what, fix="--precision fp16")
     if wanted.layers and wanted.capabilities:
         what = "layers are compared by running the engine, and one built ahead of time does not run here"

@@ -1,4 +1,4 @@
-"""The INT8 graphs that a run may try: images chosen, ranges measured, calibrator and layers to keep by what they lose.
+"""The INT8 and FP8 graphs that a run may try: images chosen, ranges measured, calibrator and layers to keep by what they lose.
 
 Joins the rooms data, quantize, export and the store; everything is kept there, so that an interrupted run goes on where it was.
 """
@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 
 from redline.errors import TrialError
 from redline.records import OnnxModel
-from redline.records.quantize import CalibrationChoice, CalibratorLoss, Int8Graph, Int8Record, QuantTable, Ranges, Sensitivity
+from redline.records.quantize import (
+    CalibrationChoice,
+    CalibratorLoss,
+    Int8Graph,
+    Int8Record,
+    Number,
+    QuantTable,
+    Ranges,
+    Sensitivity,
+)
 from redline.store.tools import tool_versions
 
 if TYPE_CHECKING:
@@ -36,12 +45,12 @@ Once = Callable[..., OnnxModel]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Graphs:
-    """Why there are none, or the graph for layers that stay out of INT8, and which such choices are worth a trial."""
+    """Why there are none, or the graph for layers that stay out of INT8 (FP8), and which such choices are worth a trial."""
 
     make: Callable[[tuple[str, ...]], OnnxModel] | None
     failure: str | None
     kept: tuple[tuple[str, ...], ...] = ()
-    """Names of layers; the first is the empty choice: all in INT8."""
+    """Names of layers; the first is the empty choice: all that can be are rounded."""
     record: Int8Record | None = None
     """What they rest on, without the graphs."""
 
@@ -66,17 +75,20 @@ def int8_graphs(
     progress: Progress,
     *,
     choose: bool = True,
+    number: Number = "int8",
+    choice: CalibrationChoice | None = None,
 ) -> Int8Graphs:
     """`source`: the graph that is rounded, of FP32 for TensorRT 8.6, of FP16 for what takes types from the graph.
 
-    `choose`: weigh groups of layers too. Raises BadInput for a calibration set that cannot be used.
+    `choose`: weigh groups of layers too. `choice`: of images, if it was made before. Raises BadInput for a calibration set that
+    cannot be used.
     """
     given = subject.spec.data.calibrate
     if given is None:
         return replace(NONE, failure=NO_SET)
-    choice = chosen_images(given, subject, progress)
+    choice = choice or chosen_images(given, subject, progress)
     try:
-        table, record = _weighed(subject, network, choice, store, journal, progress, choose=choose)
+        table, record = _weighed(subject, network, choice, store, journal, progress, choose=choose, number=number)
     except TrialError as error:
         return replace(NONE, failure=error.text())
     kept = choices(record.sensitivities)
@@ -105,6 +117,7 @@ def _weighed(
     progress: Progress,
     *,
     choose: bool,
+    number: Number,
 ) -> tuple[QuantTable, Int8Record]:
     """The table of the calibrator that loses least, and what it rests on."""
     from redline.data import read_bytes
@@ -121,10 +134,11 @@ def _weighed(
             compute=lambda: calibrate(network, subject.detector, paths, selector="cover", seed=choice.seed),
         )  # fmt: skip
     images = [decode(read_bytes(image), name=image.path) for image in choice.images[:WEIGHED]]
-    with tempfile.TemporaryDirectory(prefix="redline-") as folder, progress.stage("calibrators and layers by their loss"):
+    what = f"calibrators and layers in {number.upper()} by their loss"
+    with tempfile.TemporaryDirectory(prefix="redline-") as folder, progress.stage(what):
         scales = Scales(network, subject.detector, images, Path(folder), store=store)
-        losses: tuple[CalibratorLoss, ...] = choose_calibrator(scales, ranges)
-        table = table_of(network, ranges, losses[0].method)
+        losses: tuple[CalibratorLoss, ...] = choose_calibrator(scales, ranges, number)
+        table = table_of(network, ranges, losses[0].method, number=number)
         found = sensitivities(scales, table) if choose else ()
     return table, Int8Record(choice=choice, calibration=ranges.calibration, losses=losses, sensitivities=found)
 
@@ -151,6 +165,6 @@ def _maker(network: OnnxModel, source: OnnxModel, table: QuantTable, once: Once)
     def make(kept: tuple[str, ...]) -> OnnxModel:
         held = narrowed(read_graph(network.path), table, kept) if kept else table
         key = {"network": source.digest, "table": held, "tools": tool_versions()}
-        return once("export-int8", key, lambda folder: export_int8(source, folder, held), (source.digest,))
+        return once(f"export-{table.number}", key, lambda folder: export_int8(source, folder, held), (source.digest,))
 
     return make

@@ -9,7 +9,7 @@ import typer
 
 EXIT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 RUNS = Path("runs")
-PRECISIONS, KINDS = ("fp32", "tf32", "fp16", "int8"), ("exact", "bucketed", "dynamic")
+PRECISIONS, KINDS = ("fp32", "tf32", "fp16", "int8", "fp8"), ("exact", "bucketed", "dynamic")
 
 
 def register(app: typer.Typer) -> None:
@@ -20,14 +20,14 @@ def build(
     spec: Annotated[Path | None, typer.Argument(help="The spec file; none with --replay.")] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder of all runs and their store.")] = RUNS,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, tf32, fp16 or int8; default: the spec's narrowest but int8.")
+        str | None, typer.Option(help="fp32, tf32, fp16, int8 or fp8; default: the spec's narrowest of 16 bits and more.")
     ] = None,
     profiles: Annotated[str, typer.Option(help="exact, bucketed or dynamic.")] = "exact",
     minimal: Annotated[bool, typer.Option("--minimal", help="Exact profiles of shapes padded to the stride only.")] = False,
     batched: Annotated[bool, typer.Option("--batched", help="For batches too, not for one image at a time.")] = False,
     level: Annotated[int | None, typer.Option(help="Optimisation level, 0 (fastest build) to 5.")] = None,
     capability: Annotated[list[str] | None, typer.Option(help="Ahead of time for this compute capability, as 8.9.")] = None,
-    wide: Annotated[list[str] | None, typer.Option(help="Hold this ONNX node in FP32; in INT8, out of INT8.")] = None,
+    wide: Annotated[list[str] | None, typer.Option(help="Hold this ONNX node in FP32; in INT8 and FP8, out of it.")] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Compare it with FP32 layer by layer.")] = False,
     replay: Annotated[str | None, typer.Option(help="Build the engine of this digest again and compare.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,

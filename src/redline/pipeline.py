@@ -59,7 +59,8 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
         subject = aside.submit(load_subject, spec, progress).result()
         gpus, no_gpu = open_gpus(spec, environment, store, journal, progress)
         typed = gpus is None or gpus.foundry is None or gpus.foundry.library.strongly_typed
-        export = partial(export_graphs, for_gpu=gpus is not None, typed=typed)
+        no_fp8 = None if gpus is None or gpus.foundry is None else gpus.foundry.no_fp8()
+        export = partial(export_graphs, for_gpu=gpus is not None, typed=typed, no_fp8=no_fp8)
         graphs = aside.submit(export, subject, store, journal, progress).result()
     planned = plan_run(spec, graphs, folder, runs, environment, progress, on_gpu=gpus is not None)
     candidates = _candidates(subject, graphs, environment, gpus, no_gpu)
@@ -149,6 +150,7 @@ def _candidates(subject: Subject, graphs: Graphs, environment: Environment, gpus
         is_torch=subject.detector.module is not None,
         half_failure=graphs.half_failure,
         int8=Int8Choices(failure=graphs.int8.failure, kept=graphs.int8.kept),
+        fp8=Int8Choices(failure=graphs.fp8.failure, kept=graphs.fp8.kept),
         images=tuple((image.height, image.width) for image in subject.dataset.images),
     )
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redline.calibrating import NONE, Int8Graphs, int8_graphs
+from redline.calibrating import NONE, Int8Graphs, chosen_images, int8_graphs
 from redline.calibrating_cpu import cpu_int8_graphs
 from redline.errors import TrialError
 from redline.records import Candidate, Dataset, Detector, OnnxModel, ServeSpec, Spec, Traffic
+from redline.records.quantize import Number
 from redline.store import Journal, Store, digest_of
 from redline.store.tools import tool_versions
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from redline.progress import Progress
+
+NUMBERS: tuple[Number, ...] = ("int8", "fp8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,13 +48,16 @@ class Graphs:
     """The network in FP16 with these nodes in FP32. Raises TrialError: export-half. None: as `half`."""
     int8: Int8Graphs = NONE
     """The network in INT8, with layers kept out of it."""
+    fp8: Int8Graphs = NONE
+    """The network in FP8, with layers kept out of it."""
 
     def of(self, candidate: Candidate) -> OnnxModel | None:
         """The graph that a candidate's engine is made from."""
         if candidate.prepost == "graph":
             return self.end_to_end
-        if candidate.precision == "int8":
-            return self.int8.make(candidate.wide) if self.int8.make is not None else None
+        if candidate.precision in ("int8", "fp8"):
+            rounded = self.int8 if candidate.precision == "int8" else self.fp8
+            return rounded.make(candidate.wide) if rounded.make is not None else None
         if candidate.wide and self.held is not None:
             return self.held(candidate.wide)
         return self.half if candidate.runner == "tensorrt" and candidate.precision == "fp16" else self.network
@@ -79,12 +85,13 @@ def export_graphs(
     for_gpu: bool = False,
     typed: bool = True,
     int8: bool = True,
+    no_fp8: str | None = None,
 ) -> Graphs:
     """Export once; a model that cannot be exported still has its torch runners.
 
-    `for_gpu`: the network in FP16 and in TensorRT's INT8 too, if the spec asks for it, and none with pre- and post-processing
-    inside; else in ONNX Runtime's INT8. `int8`: False leaves INT8 out whatever the spec asks for.
-    `typed`: what is not INT8 of the INT8 graph is FP16; False, for TensorRT 8.6: it is FP32, and FP16 by a flag.
+    `for_gpu`: what the spec asks for of FP16 and of TensorRT's INT8 and FP8, and none with pre- and post-processing inside;
+    else ONNX Runtime's INT8. `int8`: False leaves INT8 and FP8 out. `typed`: what is not INT8 of the INT8 graph is FP16; False,
+    for TensorRT 8.6: it is FP32, and FP16 by a flag. `no_fp8`: why no engine in FP8 can be built.
     """
     from redline.export import export_end_to_end, export_onnx
 
@@ -104,6 +111,7 @@ def export_graphs(
             )
     if for_gpu:
         half, failure = _half(subject, network, once, progress)
+        eight = _rounded(subject, network, store, journal, once, progress, typed=typed, no_fp8=no_fp8) if int8 else (NONE, NONE)
         return Graphs(
             network=network,
             network_failure=None,
@@ -112,7 +120,8 @@ def export_graphs(
             half=half,
             half_failure=failure,
             held=_held(network, once) if (half, failure) != (None, None) else None,
-            int8=_int8(subject, network, store, journal, once, progress, typed=typed) if int8 else NONE,
+            int8=eight[0],
+            fp8=eight[1],
         )
     rounded = _int8_on_cpu(subject, network, store, once, progress) if int8 else NONE
     with progress.stage("export with pre- and post-processing"):
@@ -145,7 +154,7 @@ def _half(
             return None, error.text()
 
 
-def _int8(
+def _rounded(
     subject: Subject,
     network: OnnxModel,
     store: Store,
@@ -154,21 +163,33 @@ def _int8(
     progress: Progress,
     *,
     typed: bool,
-) -> Int8Graphs:
+    no_fp8: str | None,
+) -> tuple[Int8Graphs, Int8Graphs]:
+    """In INT8 and in FP8, as far as the spec asks for them."""
     from redline.export.half import export_half
 
-    if "int8" not in subject.spec.target.precisions:
-        return NONE
+    asked = subject.spec.target.precisions
+    none: dict[Number, Int8Graphs] = {"int8": NONE, "fp8": replace(NONE, failure=no_fp8)}
+    wanted: list[Number] = [number for number in NUMBERS if number in asked and none[number].failure is None]
+    if not wanted:
+        return none["int8"], none["fp8"]
     source = network
     if typed:
         key = {"network": network.digest, "tools": tool_versions()}
         try:
             source = once("export-half", key, lambda folder: export_half(network, folder), (network.digest,))
         except TrialError as error:
-            return replace(NONE, failure=error.text())
-    # What else is asked for is what a run tries; alone it is a build of all layers.
-    choose = len(subject.spec.target.precisions) > 1
-    return int8_graphs(subject, network, source, store, journal, once, progress, choose=choose)
+            failed = none | dict.fromkeys(wanted, replace(NONE, failure=error.text()))
+            return failed["int8"], failed["fp8"]
+    given = subject.spec.data.calibrate
+    choice = chosen_images(given, subject, progress) if given is not None else None
+    choose = len(asked) > 1  # what else is asked for is what a run tries; alone it is a build of all layers
+    found = none.copy()
+    for number in wanted:
+        found[number] = int8_graphs(
+            subject, network, source, store, journal, once, progress, choose=choose, number=number, choice=choice
+        )
+    return found["int8"], found["fp8"]
 
 
 def _int8_on_cpu(

@@ -1,4 +1,4 @@
-"""INT8 of a network from images: ranges, places and scales as a table. Joins the rooms quantize, engine and vision."""
+"""INT8 or FP8 of a network from images: ranges, places and scales as a table. Joins the rooms quantize, engine and vision."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from redline import vision
 from redline.engine.cuts import cut_graph, wire
 from redline.engine.graph_facts import read_graph
 from redline.engine.onnxruntime_runner import open_session
-from redline.errors import BadInput
-from redline.export.quantized import LEVELS, matched, structure_of, unknown_node
-from redline.quantize.placement import heavy_nodes, place, roundable
+from redline.errors import BadInput, TrialError
+from redline.export.quantized import LARGEST, matched, structure_of, unknown_node
+from redline.quantize.placement import place, roundable, rounded_nodes
 from redline.quantize.ranges import measure_ranges
 from redline.records import Detector, OnnxModel
-from redline.records.quantize import CalibrationSet, Calibrator, QuantTable, Ranges
+from redline.records.quantize import CalibrationSet, Calibrator, Number, QuantTable, Ranges
 from redline.store import digest_of
 
 if TYPE_CHECKING:
@@ -72,37 +72,49 @@ def calibrate(
 
 
 def table_of(
-    network: OnnxModel, ranges: Ranges, method: Calibrator, *, keep_wide: Collection[str] = (), share: bool = True
+    network: OnnxModel,
+    ranges: Ranges,
+    method: Calibrator,
+    *,
+    keep_wide: Collection[str] = (),
+    share: bool = True,
+    number: Number = "int8",
 ) -> QuantTable:
-    """Scales by `method` for every layer of the network but those named in `keep_wide`.
+    """Scales by `method` for every layer of the network that is rounded to `number` but those named in `keep_wide`.
 
-    Raises BadInput: quantize.node if one of them is no layer that can be rounded.
+    Raises BadInput: quantize.node if one of them is no such layer; TrialError: quantize-none if the network has none.
     """
     model = read_graph(network.path)
+    layers = rounded_nodes(model, number)
+    if not layers:
+        raise TrialError("quantize-none", f"No layer of this network can be computed in {number.upper()}", got=network.path)
     amax = {found.tensor: found.amax(method) for found in ranges.tensors}
-    placement = place(model, heavy_nodes(model), share=share)
+    placement = place(model, layers, share=share, copies=number == "int8")
     for group in placement.shared:
         amax |= dict.fromkeys(group, max(amax[name] for name in group))
     table = QuantTable(
         structure=structure_of(model),
         method=method,
         calibration=ranges.calibration,
-        scales=tuple((name, amax[name] / LEVELS) for name in amax),
+        scales=tuple((name, amax[name] / LARGEST[number]) for name in amax),
         points=placement.points,
         weights=placement.weights,
         order=tuple(node.name for node in model.graph.node),
+        number=number,
     )
     return narrowed(model, table, keep_wide, share=share) if keep_wide else table
 
 
 def narrowed(model: onnx.ModelProto, table: QuantTable, keep_wide: Collection[str], *, share: bool = True) -> QuantTable:
-    """The table without the layers `keep_wide`, placed anew: what only they read in INT8 is rounded no more.
+    """The table without the layers `keep_wide`, placed anew: what only they read rounded is rounded no more.
 
     Raises BadInput: quantize.node naming one that is no layer of the table and the nearest that is.
     """
     table = matched(model, table)
     for name in keep_wide:
         if name not in table.weights:
-            raise unknown_node(name, table.weights, "quantize.node", "No layer that is rounded to INT8 has this name")
-    placement = place(model, [name for name in table.weights if name not in keep_wide], share=share)
+            what = f"No layer that is rounded to {table.number.upper()} has this name"
+            raise unknown_node(name, table.weights, "quantize.node", what)
+    layers = [name for name in table.weights if name not in keep_wide]
+    placement = place(model, layers, share=share, copies=table.number == "int8")
     return replace(table, points=placement.points, weights=placement.weights)

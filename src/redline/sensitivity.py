@@ -6,20 +6,20 @@ Joins the rooms quantize, export, engine and parity. Runs on ONNX Runtime on the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redline.engine.graph_facts import read_graph
 from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
 from redline.errors import BadInput
-from redline.export.quantized import export_int8
+from redline.export.quantized import export_int8, matched
 from redline.parity import divergence
 from redline.predict import Predictor
 from redline.quantize.groups import layer_groups
-from redline.quantize.placement import heavy_nodes
 from redline.quantizing import narrowed, table_of
 from redline.records import Detections, Detector, OnnxModel
-from redline.records.quantize import CALIBRATORS, CalibratorLoss, LayerGroup, QuantTable, Ranges, Sensitivity
+from redline.records.quantize import CALIBRATORS, CalibratorLoss, LayerGroup, Number, QuantTable, Ranges, Sensitivity
 from redline.store import digest_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Scales:
-    """Weighs INT8 graphs of one network by their detections; those of FP32 are made once."""
+    """Weighs INT8 and FP8 graphs of one network by their detections; those of FP32 are made once."""
 
     def __init__(
         self,
@@ -63,11 +63,11 @@ class Scales:
         """Of every image; None: FP32."""
         if table is None:
             return self.seen_by(self.network)
-        return self.seen_by(export_int8(self.network, self._folder, table, name="weighed"))
+        return self.seen_by(export_int8(self.network, self._folder, table, name="weighed"), exact=table.number == "fp8")
 
-    def seen_by(self, graph: OnnxModel) -> list[Detections]:
-        """Detections of every image by a graph that is made already."""
-        runner = OnnxRuntimeRunner(graph.path, threads=self._threads, concurrent=False)
+    def seen_by(self, graph: OnnxModel, *, exact: bool = False) -> list[Detections]:
+        """Detections of every image by a graph that is made already. `exact`: as `open_session`, for FP8."""
+        runner = OnnxRuntimeRunner(graph.path, threads=self._threads, concurrent=False, exact=exact)
         try:
             predict = Predictor(
                 runner, self._detector.preprocess, self._detector.head, self._detector.postprocess, self._shapes
@@ -98,10 +98,10 @@ class Scales:
         return digest_of([digest_of(image.tobytes()) for image in self._images])
 
 
-def choose_calibrator(scales: Scales, ranges: Ranges) -> tuple[CalibratorLoss, ...]:
+def choose_calibrator(scales: Scales, ranges: Ranges, number: Number = "int8") -> tuple[CalibratorLoss, ...]:
     """Every calibrator by the divergence of the whole network, least first."""
     losses = [
-        CalibratorLoss(method=method, divergence=scales.divergence(table_of(scales.network, ranges, method)))
+        CalibratorLoss(method=method, divergence=scales.divergence(table_of(scales.network, ranges, method, number=number)))
         for method in CALIBRATORS
     ]
     return tuple(sorted(losses, key=lambda loss: loss.divergence))
@@ -113,12 +113,16 @@ def sensitivities(
     groups: Sequence[LayerGroup] | None = None,
     told: Callable[[Sensitivity], None] = lambda found: None,
 ) -> tuple[Sensitivity, ...]:
-    """Each group in INT8 while all others stay in FP32; in graph order. `told` hears of each as it is measured."""
-    every = heavy_nodes(scales.model)
+    """Each group of the table's layers rounded while all others stay in FP32; in graph order. `told` hears of each as it is
+    measured."""
+    every = matched(scales.model, table).weights
     found = []
     for group in layer_groups(scales.model) if groups is None else groups:
-        alone = narrowed(scales.model, table, [name for name in every if name not in group.nodes])
-        found.append(Sensitivity(group=group, divergence=scales.divergence(alone)))
+        nodes = tuple(name for name in group.nodes if name in every)
+        if not nodes:
+            continue
+        alone = narrowed(scales.model, table, [name for name in every if name not in nodes])
+        found.append(Sensitivity(group=replace(group, nodes=nodes), divergence=scales.divergence(alone)))
         told(found[-1])
     return tuple(found)
 

@@ -62,6 +62,11 @@ class Foundry:
         """Of the engine that `engine` would give, without building it."""
         return digest_of(engine_key(onnx.digest, options, self.library, self._place))
 
+    def no_fp8(self, capabilities: Sequence[str] = ()) -> str | None:
+        """Why no engine in FP8 can be built for these compute capabilities, or for the GPU here; None if it can."""
+        here = self._place.gpu.rsplit(" ", 1)[-1:] if self._place.gpu else []
+        return self.library.no_fp8(capabilities or here)
+
     def plan(self, build: EngineBuild) -> bytes:
         return self.store.path(build.digest).read_bytes()
 

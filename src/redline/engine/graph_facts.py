@@ -18,6 +18,7 @@ TYPES: dict[int, str] = {
     TensorProto.FLOAT16: "fp16",
     TensorProto.BFLOAT16: "bf16",
     TensorProto.INT8: "int8",
+    TensorProto.FLOAT8E4M3FN: "fp8",
     TensorProto.INT32: "int32",
     TensorProto.INT64: "int64",
     TensorProto.BOOL: "bool",
@@ -31,8 +32,8 @@ class NodeFact:
     name: str
     operator: str
     type: str
-    """Of the first output: fp32, fp16 ..., "unknown" if shape inference does not say; int8 of a layer whose data and weight
-    were both rounded to INT8 and back."""
+    """Of the first output: fp32, fp16 ..., "unknown" if shape inference does not say; int8 and fp8 of a layer whose data
+    and weight were both rounded to that type and back."""
     flop: float
     module: str
     """Where it came from in the source module ("backbone.body.conv1"), "" if the graph does not say."""
@@ -61,7 +62,9 @@ def node_facts(model: onnx.ModelProto, shape: tuple[int, ...]) -> tuple[NodeFact
             dim.Clear()
     values = {value.name: value for value in infer(sized)}
     weights = {weight.name: weight for weight in sized.graph.initializer}
-    rounded = frozenset(node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear")
+    fp8 = {weight.name for weight in sized.graph.initializer if weight.data_type == TensorProto.FLOAT8E4M3FN}
+    back = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    rounded = {node.output[0]: "int8" if fp8.isdisjoint(node.input[2:]) else "fp8" for node in back}
     return tuple(_fact(node, index, values, weights, rounded) for index, node in enumerate(model.graph.node))
 
 
@@ -87,16 +90,16 @@ def narrow_nodes(facts: tuple[NodeFact, ...]) -> frozenset[str]:
     return frozenset(fact.name for fact in facts if fact.type == "fp16" and fact.flop)
 
 
-def _fact(
-    node: Any, index: int, values: dict[str, Any], weights: dict[str, Any], rounded: frozenset[str] = frozenset()
-) -> NodeFact:
+def _fact(node: Any, index: int, values: dict[str, Any], weights: dict[str, Any], rounded: dict[str, str]) -> NodeFact:
     output = values.get(node.output[0])
     kind = output.type.tensor_type.elem_type if output is not None else 0
     flop = _flop(node, values, weights)
+    read = {rounded.get(name) for name in node.input[:2]} if flop else set()
+    number = read.pop() if len(read) == 1 else None
     return NodeFact(
         name=node.name or f"{node.op_type}_{index}",
         operator=node.op_type,
-        type="int8" if flop and rounded.issuperset(node.input[:2]) else TYPES.get(kind, "unknown"),
+        type=number or TYPES.get(kind, "unknown"),
         flop=flop,
         module=module_of(node),
         output=node.output[0],

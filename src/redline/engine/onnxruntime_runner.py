@@ -33,10 +33,11 @@ _FAILURES = (
 )
 
 
-def open_session(path: str | bytes, *, threads: int, concurrent: bool) -> ort.InferenceSession:
+def open_session(path: str | bytes, *, threads: int, concurrent: bool, exact: bool = False) -> ort.InferenceSession:
     """`path`: the file, or its bytes.
 
-    `concurrent`: several calls in flight share the pool, so idle threads sleep instead of spinning on others' cores.
+    `concurrent`: several calls in flight share the pool, so idle threads sleep instead of spinning on others' cores. `exact`:
+    without the fusions beyond the basic ones: with them 1.32 drops a ReLU that is rounded to FP8.
 
     Raises TrialError if ONNX Runtime refuses the graph.
     """
@@ -44,7 +45,8 @@ def open_session(path: str | bytes, *, threads: int, concurrent: bool) -> ort.In
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_BASIC if exact else levels.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if concurrent else "1")
     options.log_severity_level = 3
     try:
@@ -54,11 +56,11 @@ def open_session(path: str | bytes, *, threads: int, concurrent: bool) -> ort.In
 
 
 class OnnxRuntimeRunner:
-    """A network (N, 3, H, W) -> raw outputs. One session; its calls are thread-safe."""
+    """A network (N, 3, H, W) -> raw outputs. One session; its calls are thread-safe. `exact`: as `open_session`, for FP8."""
 
-    def __init__(self, path: str, *, threads: int, concurrent: bool) -> None:
+    def __init__(self, path: str, *, threads: int, concurrent: bool, exact: bool = False) -> None:
         self.name = f"onnxruntime {ort.__version__} CPU"
-        self._session = open_session(path, threads=threads, concurrent=concurrent)
+        self._session = open_session(path, threads=threads, concurrent=concurrent, exact=exact)
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
 

@@ -68,6 +68,9 @@ def lint(model: onnx.ModelProto, library: Library | None = None) -> tuple[Proble
         if value in model.graph.input and not tensor.HasField("shape"):
             problems.append(Problem(value.name, "input of unknown rank", "export with a fixed number of dimensions"))
     problems += _weights(model)
+    if library is not None and any(weight.data_type == TensorProto.FLOAT8E4M3FN for weight in model.graph.initializer):
+        reason = library.no_fp8()
+        problems += [Problem("graph", reason, "round to INT8 instead")] if reason is not None else []
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     most = MAX_OPSET.get(int(library.version.split(".")[0]), 99) if library is not None and library.name == "tensorrt" else 99
     if library is not None and opset > most:

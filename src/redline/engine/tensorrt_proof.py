@@ -31,7 +31,7 @@ WORDS = (
     ("bool", re.compile(r"\bBool", re.I)),
 )
 BITS = {"fp8": 8, "int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}
-NARROW = {"fp32": 32, "tf32": 32, "fp16": 16, "int8": 8}
+NARROW = {"fp32": 32, "tf32": 32, "fp16": 16, "int8": 8, "fp8": 8}
 METADATA = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 

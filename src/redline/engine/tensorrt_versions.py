@@ -24,6 +24,8 @@ MODULES: dict[Name, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rt
 HARDWARE: dict[Hardware, str] = {"ampere-plus": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}
 DEAD_SOURCES = ("CUBLAS", "CUBLAS_LT", "CUDNN")
 """Tactic sources that 10 deprecates and 11 no longer has; convolution networks do not need them."""
+FP8_CAPABILITY = (8, 9)
+"""Least compute capability with E4M3 in its tensor cores: Ada, Hopper, Blackwell (TensorRT's and RTX's support matrices)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,19 @@ class Library:
             return None
         sources = f"; its tactic sources are {', '.join(self.tactic_sources)}" if "tactic" in lacking[0] else ""
         return f"{self.name} {self.version} does not have [target.tensorrt] {', '.join(lacking)}{sources}"
+
+    def no_fp8(self, capabilities: Iterable[str] = ()) -> str | None:
+        """Why engines in FP8 cannot be built for GPUs of these compute capabilities ("8.9"); None if nothing speaks against it.
+
+        8.6 has the enum's member and nothing that reads E4M3 from a graph: FP8 is for strongly typed networks. Kernels of
+        convolutions came with 10.2 and cannot be asked for by name: before, a build ends with the node that has none.
+        """
+        if not self.strongly_typed or not hasattr(self.module.DataType, "FP8"):
+            return f"{self.name} {self.version} reads no FP8 from a graph: TensorRT 10.2 or newer does, and TensorRT-RTX"
+        numbers = {text: tuple(int(part) for part in text.split(".") if part.isdigit()) for text in capabilities}
+        old = [text for text, number in numbers.items() if number and number < FP8_CAPABILITY]
+        least = ".".join(map(str, FP8_CAPABILITY))
+        return f"compute capability {', '.join(old)} has no FP8: it begins with {least} (Ada, Hopper)" if old else None
 
     def has_hardware(self, hardware: Hardware) -> bool:
         # RTX has the symbols and warns that it does not support them.

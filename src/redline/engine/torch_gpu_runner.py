@@ -27,9 +27,10 @@ class TorchGpuRunner:
     def __init__(
         self, module: torch.nn.Module, *, device: int = 0, precision: Precision = "fp32", compiled: bool = False
     ) -> None:
-        """Raises TrialError: engine-precision for int8, engine-memory if the network does not fit."""
-        if precision == "int8":
-            raise TrialError("engine-precision", "torch runs no INT8 network here", got=precision, allowed="fp32, tf32, fp16")
+        """Raises TrialError: engine-precision for int8 and fp8, engine-memory if the network does not fit."""
+        if precision in ("int8", "fp8"):
+            what = f"torch runs no {precision.upper()} network here"
+            raise TrialError("engine-precision", what, got=precision, allowed="fp32, tf32, fp16")
         self._device, self._half = torch.device("cuda", device), precision == "fp16"
         self._tf32, self._compiled = precision == "tf32", compiled
         how = "compile" if compiled else "eager"

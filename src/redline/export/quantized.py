@@ -1,4 +1,4 @@
-"""INT8 as a property of the graph: QuantizeLinear and DequantizeLinear around what a table names (docs/int8.md)."""
+"""INT8 and FP8 as a property of the graph: QuantizeLinear and DequantizeLinear around what a table names (docs/int8.md)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from onnx import TensorProto, helper, numpy_helper
 
 from redline.errors import BadInput, TrialError
 from redline.records import OnnxModel
-from redline.records.quantize import QuantTable
+from redline.records.quantize import Number, QuantTable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEVELS = 127
+LARGEST: dict[Number, float] = {"int8": LEVELS, "fp8": 448.0}
+"""What the largest magnitude becomes. 448 = 1.75 * 2^8 is E4M3's largest number: QuantizeLinear saturates there, and TensorRT
+clips to -448 .. 448 (its developer guide, "Quantization Schemes")."""
+KINDS: dict[Number, int] = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 HALF_OPSET = 19
-"""The first in which scales, and what is rounded, may be float16."""
+"""The first in which scales, and what is rounded, may be float16, and zero points float8e4m3fn."""
+LEAST_IR = 9
+"""The first IR with float8e4m3fn."""
 
 
 def structure_of(model: onnx.ModelProto) -> str:
@@ -37,18 +43,19 @@ def structure_of(model: onnx.ModelProto) -> str:
 
 
 def export_int8(network: OnnxModel, folder: Path, table: QuantTable, *, name: str = "network_int8") -> OnnxModel:
-    """Write NAME.onnx to `folder`: `network`, in FP32 or FP16, with the table's points rounded to INT8 and back.
+    """Write NAME.onnx to `folder`: `network`, in FP32 or FP16, with the table's points rounded to its numbers and back.
 
-    An FP32 graph keeps its opset and is what TensorRT 8.6 and ONNX Runtime take; an FP16 graph becomes opset 19, for strongly
-    typed TensorRT. Weights stay floating point and are rounded in the graph, which every TensorRT folds: 8.6 takes no INT8
-    weights. Raises BadInput: quantize.already, quantize.node, quantize.graph, quantize.scale.
+    An FP32 graph in INT8 keeps its opset and is what TensorRT 8.6 and ONNX Runtime take; an FP16 graph, and every one in FP8,
+    becomes opset 19, for strongly typed TensorRT and ONNX Runtime. Weights stay floating point and are rounded in the graph,
+    which every TensorRT folds: 8.6 takes no INT8 weights. Raises BadInput: quantize.already, quantize.node, quantize.graph,
+    quantize.scale.
     """
     model = onnx.load(network.path)
     graph = model.graph
     require_unquantised(model, network.path)
     table = matched(model, table)
     half = any(weight.data_type == TensorProto.FLOAT16 for weight in graph.initializer)
-    writer = _Writer(model, np.float16 if half else np.float32)
+    writer = _Writer(model, np.float16 if half else np.float32, table.number)
     scales = dict(table.scales)
     nodes = {node.name: node for node in graph.node}
     for point in table.points:
@@ -56,12 +63,12 @@ def export_int8(network: OnnxModel, folder: Path, table: QuantTable, *, name: st
     for weighted in table.weights:
         writer.round_weight(nodes[weighted])
     writer.finish()
-    if half:
+    if half or table.number == "fp8":
         _raise_opset(model)
     path = folder / f"{name}.onnx"
     data = model.SerializeToString(deterministic=True)
     path.write_bytes(data)
-    note = f"int8 in {len(table.weights)} layers, {table.method} ranges of {len(table.calibration.images)} images"
+    note = f"{table.number} in {len(table.weights)} layers, {table.method} ranges of {len(table.calibration.images)} images"
     return replace(network, path=str(path), digest=hashlib.sha256(data).hexdigest(), notes=(*network.notes, note))
 
 
@@ -98,8 +105,8 @@ def unknown_node(name: str, names: Sequence[str], code: str, what: str) -> BadIn
 class _Writer:
     """Adds pairs to a graph, one for each tensor and scale, however many nodes read it."""
 
-    def __init__(self, model: onnx.ModelProto, kind: Any) -> None:
-        self.graph, self.kind = model.graph, kind
+    def __init__(self, model: onnx.ModelProto, kind: Any, number: Number) -> None:
+        self.graph, self.kind, self.number = model.graph, kind, number
         self.weights: Mapping[str, onnx.TensorProto] = {weight.name: weight for weight in model.graph.initializer}
         self.pairs: dict[tuple[str, float], str] = {}
         self.added: list[onnx.NodeProto] = []
@@ -112,12 +119,16 @@ class _Writer:
         tensor = node.input[port]
         if (tensor, scale) not in self.pairs:
             count = sum(known == tensor for known, _ in self.pairs)
-            label = f"{tensor}_int8" if not count else f"{tensor}_int8_{count}"
+            label = f"{tensor}_{self.number}" + (f"_{count}" if count else "")
             self.pairs[tensor, scale] = self._pair(tensor, label, np.asarray(scale, self.kind))
         node.input[port] = self.pairs[tensor, scale]
 
     def round_weight(self, node: onnx.NodeProto) -> None:
-        """One scale for each output channel, by its largest weight; a pair for each reader, which compilers fold into it."""
+        """One scale for each output channel, by its largest weight; a pair for each reader, which compilers fold into it.
+
+        In FP8 too: TensorRT's quantize layer takes a 1-D scale for any type, ModelOpt writes convolutions so for TensorRT
+        (modelopt/onnx/quantization/fp8.py: per_channel), and TensorRT-RTX 1.7 builds them.
+        """
         name = node.input[1]
         if name not in self.weights:
             raise BadInput("quantize.node", "This node has no constant weight to round", got=node.name, fix="leave it out")
@@ -125,7 +136,7 @@ class _Writer:
         values = numpy_helper.to_array(self.weights[name]).astype(np.float32)
         axis %= values.ndim
         peak = np.abs(values).max(axis=tuple(i for i in range(values.ndim) if i != axis))
-        scale = np.maximum(peak / LEVELS, _TINY[self.kind]).astype(self.kind)
+        scale = np.maximum(peak / LARGEST[self.number], _TINY[self.kind]).astype(self.kind)
         node.input[1] = self._pair(name, f"{node.name}_weight", scale, axis)
 
     def finish(self) -> None:
@@ -167,9 +178,9 @@ class _Writer:
     def _zero(self, size: int) -> str:
         """The zero point 0, one for each number of channels; 0: a scalar."""
         if size not in self.zeros:
-            self.zeros[size] = f"int8_zero_{size}" if size else "int8_zero"
-            value = np.zeros(size if size else (), np.int8)
-            self.graph.initializer.append(numpy_helper.from_array(value, self.zeros[size]))
+            name = self.zeros[size] = f"{self.number}_zero" + (f"_{size}" if size else "")
+            shape = [size] if size else []
+            self.graph.initializer.append(helper.make_tensor(name, KINDS[self.number], shape, bytes(size or 1), raw=True))
         return self.zeros[size]
 
 
@@ -185,3 +196,4 @@ def _raise_opset(model: onnx.ModelProto) -> None:
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = max(entry.version, HALF_OPSET)
+    model.ir_version = max(model.ir_version, LEAST_IR)

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from redline.records.spec import Precision
 
-UNIT: dict[Precision, float] = {"fp32": 2.0**-20, "tf32": 2.0**-11, "fp16": 2.0**-11, "int8": 2.0**-7}
+UNIT: dict[Precision, float] = {"fp32": 2.0**-20, "tf32": 2.0**-11, "fp16": 2.0**-11, "int8": 2.0**-7, "fp8": 2.0**-4}
 """Unit roundoff. FP32's own is 2^-24; there is no control for it, so what cancels is allowed for here."""
-SMALLEST: dict[Precision, float] = {"fp32": 1e-30, "tf32": 1e-30, "fp16": 2.0**-23, "int8": 2.0**-23}
+SMALLEST: dict[Precision, float] = {"fp32": 1e-30, "tf32": 1e-30, "fp16": 2.0**-23, "int8": 2.0**-23, "fp8": 2.0**-23}
 """Absolute: two steps of float16's smallest numbers."""
 MARGIN = 4.0
 """Errors of one precision in two arithmetics differ by a factor of two or so; this is twice that."""

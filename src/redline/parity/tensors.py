@@ -28,6 +28,8 @@ TOLERANCE: dict[Precision, float] = {
     "fp16": 2e-2,
     # One step of an 8-bit scale over +-16 is 0.13, and several add up: the bound only tells noise from garbage.
     "int8": 1.0,
+    # E4M3 rounds by up to a sixteenth of the value, whatever the scale; several add up, and the bound is that of int8.
+    "fp8": 1.0,
 }
 """Bound on max |candidate - reference| / max(|reference|, 1), by the candidate's precision."""
 

@@ -96,7 +96,7 @@ def _is_cpu_int8(candidate: Candidate) -> bool:
 
 def _has_wide(candidate: Candidate) -> bool:
     """Whether its graph has nodes that may stay wider than the rest."""
-    on_gpu = candidate.runner == "tensorrt" and candidate.precision in ("fp16", "int8")
+    on_gpu = candidate.runner == "tensorrt" and candidate.precision in ("fp16", "int8", "fp8")
     return on_gpu or _is_cpu_int8(candidate)
 
 
@@ -124,18 +124,19 @@ def space(
     is_torch: bool,
     half_failure: str | None = None,
     int8: Int8Choices = ALL_INT8,
+    fp8: Int8Choices = ALL_INT8,
     images: Sequence[tuple[int, int]] = (),
 ) -> Space:
     """Lawful families for `spec` under `traffic` on `environment`; what is refused carries its reason.
 
     `network_failure`, `graph_failure`, `half_failure`: why there is no exported network, none with pre- and post-processing
-    inside, none in FP16. `int8`: INT8 graphs to try. `images`: (height, width) of the evaluation images. Where there is a GPU,
-    it is what is measured, and the CPU only for the reference of an ONNX file. Raises BadInput (plan.no-gpu) if `spec` names a
-    GPU that is not there.
+    inside, none in FP16. `int8`, `fp8`: graphs in them to try. `images`: (height, width) of the evaluation images. Where there
+    is a GPU, it is what is measured, and the CPU only for the reference of an ONNX file. Raises BadInput (plan.no-gpu) if
+    `spec` names a GPU that is not there.
     """
     if abilities.gpu is not None:
-        failures = (network_failure, half_failure)
-        return _gpu_space(spec, traffic, environment.cores, abilities, abilities.gpu, onnx, failures, is_torch, images, int8)
+        failures, rounded = (network_failure, half_failure), (int8, fp8)
+        return _gpu_space(spec, traffic, environment.cores, abilities, abilities.gpu, onnx, failures, is_torch, images, rounded)
     cores = environment.cores
     start: RunnerKind = "torch-eager" if is_torch else "onnxruntime"
     baseline = Candidate(runner=start, threads=cores)
@@ -175,14 +176,14 @@ def _gpu_space(
     failures: tuple[str | None, str | None],
     is_torch: bool,
     images: Sequence[tuple[int, int]],
-    int8: Int8Choices,
+    rounded: tuple[Int8Choices, Int8Choices],
 ) -> Space:
     indices, left_out = on_gpu.pick_gpus(spec.target.devices, gpu.names)
     devices = on_gpu.device_names(indices)
     start = Candidate(runner="torch-eager", device=devices[0])
     baseline = start if is_torch else Candidate(runner="onnxruntime", threads=cores)
     batches, fixed = _batches(onnx)
-    refusals = [*on_gpu.precision_refusals(spec), *left_out, *fixed]
+    refusals = [*on_gpu.precision_refusals(spec, rounded[1].failure), *left_out, *fixed]
     families = [baseline]
     if is_torch:
         refusals.append(Refusal(what="CPU runners", reason='a GPU is here: [target] devices = "cpu" measures the CPU instead'))
@@ -193,7 +194,7 @@ def _gpu_space(
     buckets, why = (None, minimal) if minimal is not None else useful_buckets(traffic, spec.model.preprocess)
     seen = on_gpu.seen_traffic(traffic, images)
     engines, refused = on_gpu.tensorrt_families(
-        spec, seen, start, gpu, onnx, failures, (buckets, why), minimal, batches[-1], int8
+        spec, seen, start, gpu, onnx, failures, (buckets, why), minimal, batches[-1], rounded
     )
     if minimal is not None:
         refusals.append(Refusal(what="minimal padding and shape buckets", reason=minimal))
@@ -220,6 +221,7 @@ def _precisions(spec: Spec) -> list[Refusal]:
     reasons = {
         "tf32": "a mode of NVIDIA GPUs' tensor cores, and what is measured here is the CPU",
         "fp16": "CPU runners compute FP16 in FP32 after conversion, so it can only be slower; it needs a GPU engine",
+        "fp8": on_gpu.NO_CPU_FP8,
     }
     return [Refusal(what=wanted, reason=reasons[wanted]) for wanted in spec.target.precisions if wanted in reasons]
 

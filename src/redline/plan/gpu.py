@@ -31,6 +31,7 @@ MEMORY_SHARE = 0.5
 """Of a GPU's memory that one lane's input and output buffers may take."""
 NARROWEST: tuple[Precision, ...] = ("fp16", "tf32", "fp32")
 IN_GRAPH = "its float64, NonZero and NonMaxSuppression are nothing for TensorRT; on a GPU they run on the host"
+NO_CPU_FP8 = "for GPUs of compute capability 8.9 and newer: a CPU would round to it and compute in FP32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class GpuAbilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Choices:
-    """Why there is no INT8 graph; else the choices of layers kept out of INT8 that are tried."""
+    """Why there is no INT8 (FP8) graph; else the choices of layers kept out of it that are tried."""
 
     failure: str | None = None
     kept: tuple[tuple[str, ...], ...] = ((),)
@@ -93,7 +94,7 @@ def lawful_on_gpu(candidate: Candidate) -> bool:
     """What may be combined on a GPU, apart from what `Space` allows of devices, batches and precisions."""
     if candidate.threads != 1 or candidate.prepost != "host":
         return False
-    if candidate.precision == "int8" and candidate.runner != "tensorrt":
+    if candidate.precision in ("int8", "fp8") and candidate.runner != "tensorrt":
         return False
     if candidate.runner == "torch-eager":
         return candidate.profiles is None and not candidate.cuda_graphs and candidate.precision in ("fp32", "tf32")
@@ -139,9 +140,11 @@ def asked_precisions(spec: Spec) -> tuple[Precision, ...]:
     return tuple(p for p in reversed(NARROWEST) if p in spec.target.precisions)
 
 
-def precision_refusals(spec: Spec) -> list[Refusal]:
+def precision_refusals(spec: Spec, no_fp8: str | None = None) -> list[Refusal]:
+    """`no_fp8`: why there is none, which is said if the spec asks for it."""
     asked = spec.target.precisions
-    left = [precision for precision in ("int8", "fp16", "tf32") if precision not in asked]
+    offered = ("int8", "fp16", "tf32") if no_fp8 is not None else ("fp8", "int8", "fp16", "tf32")
+    left = [precision for precision in offered if precision not in asked]
     return [Refusal(what=p, reason=f'[target] precisions does not name it: add "{p}" to try it') for p in left]
 
 
@@ -173,11 +176,11 @@ def tensorrt_families(
     buckets: tuple[Buckets | None, str | None],
     minimal: str | None,
     most: int,
-    int8: Int8Choices,
+    rounded: tuple[Int8Choices, Int8Choices],
 ) -> tuple[list[Candidate], list[Refusal]]:
-    """Engines: every precision asked for at fixed shapes; the narrowest but INT8 also with each other kind of profiles.
+    """Engines: every precision asked for at fixed shapes; the narrowest of 16 bits also with each other kind of profiles.
 
-    `failures`: why there is no graph, and none in FP16. `minimal`: why there is no minimal padding.
+    `failures`: why there is no graph, and none in FP16. `minimal`: why there is no minimal padding. `rounded`: INT8 and FP8.
     """
     if onnx is None:
         return [], [Refusal(what="TensorRT", reason=f"no ONNX graph: {failures[0]}")]
@@ -198,10 +201,12 @@ def tensorrt_families(
             wanted.append(replace(narrow, shapes=chosen.policy, profiles="bucketed"))
         elif why is not None:
             refusals.append(Refusal(what="TensorRT with bucketed profiles", reason=why))
-    if "int8" in spec.target.precisions and int8.failure is not None:
-        refusals.append(Refusal(what="TensorRT int8", reason=int8.failure))
-    elif "int8" in spec.target.precisions:
-        wanted += [replace(engine, precision="int8", wide=kept) for kept in int8.kept]
+    numbers: tuple[Precision, ...] = ("int8", "fp8")
+    for number, choices in zip(numbers, rounded, strict=True):
+        if number in spec.target.precisions and choices.failure is not None:
+            refusals.append(Refusal(what=f"TensorRT {number}", reason=choices.failure))
+        elif number in spec.target.precisions:
+            wanted += [replace(engine, precision=number, wide=kept) for kept in choices.kept]
     reasons = {c: _no_profiles(c, traffic, spec.model.preprocess, most, gpu.memory_bytes) for c in wanted}
     for candidate, reason in reasons.items():
         if reason is not None:

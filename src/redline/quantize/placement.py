@@ -3,15 +3,19 @@
 Each quantised convolution reads INT8. An addition that ends a residual branch is computed in the convolution before it, if
 the other branch arrives in INT8: that one is rounded, the convolution's own is not. What copies values (pooling by maximum,
 Resize to the nearest, Concat) hands on INT8 if all its readers take it, and then input and output share a scale.
+
+In FP8 the same without what copies values, and without layers that have no FP8 kernel: TensorRT's are for convolutions,
+products and the addition after them (ModelOpt rounds no others: modelopt/onnx/quantization/fp8.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
-from redline.records.quantize import Placement8, QuantPoint
+from redline.records.quantize import Number, Placement8, QuantPoint
 
 if TYPE_CHECKING:
     import onnx
@@ -21,6 +25,9 @@ ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Mul", "LeakyRelu", "HardSwish", "Ha
 COPIES = frozenset({"MaxPool", "Resize"})
 MAKERS = frozenset({*HEAVY, *ACTIVATIONS, *COPIES, "Add", "Concat"})
 """Operators whose result can be written in INT8 by the kernel that computes it."""
+FP8_CHANNELS, FP8_KERNEL = 16, 32
+"""Least channels, in and out, and most places of a kernel of a convolution in FP8; beyond, and in groups, TensorRT computes in
+FP16 or FP32 (release notes of 10.12 and 10.16, limitations; ModelOpt's find_nodes_from_convs_to_exclude)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,15 +46,34 @@ def heavy_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(node.name for node in graph.nodes if node.op_type in HEAVY and _weighted(graph, node))
 
 
-def place(model: onnx.ModelProto, quantised: Collection[str], *, share: bool = True) -> Placement8:
-    """Points for the nodes named in `quantised`. `share`: one scale over a Concat's inputs and output."""
+def rounded_nodes(model: onnx.ModelProto, number: Number) -> tuple[str, ...]:
+    """Names of the heavy nodes that are rounded to `number`: all to INT8, those with a kernel for it to FP8."""
+    heavy = heavy_nodes(model)
+    if number == "int8":
+        return heavy
+    shapes = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
+    nodes = {node.name: node for node in model.graph.node}
+    return tuple(name for name in heavy if _fits_fp8(nodes[name], shapes[nodes[name].input[1]]))
+
+
+def _fits_fp8(node: onnx.NodeProto, shape: tuple[int, ...]) -> bool:
+    grouped = any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+    return not grouped and len(shape) >= 2 and min(shape[:2]) >= FP8_CHANNELS and prod(shape[2:]) <= FP8_KERNEL
+
+
+def place(model: onnx.ModelProto, quantised: Collection[str], *, share: bool = True, copies: bool = True) -> Placement8:
+    """Points for the nodes named in `quantised`. `share`: one scale over a Concat's inputs and output.
+
+    `copies`: what copies values hands on what its readers take.
+    """
     graph = _read(model)
     points: dict[tuple[int, int], str] = {}
     chosen = [i for i, node in enumerate(graph.nodes) if node.name in quantised]
     for index in chosen:
         points[index, 0] = graph.nodes[index].input[0]
     _residuals(graph, points, set(chosen))
-    _copies(graph, points, share)
+    if copies:
+        _copies(graph, points, share)
     ordered = sorted(points)
     return Placement8(
         points=tuple(QuantPoint(node=graph.nodes[i].name, input=port, tensor=points[i, port]) for i, port in ordered),

@@ -9,6 +9,8 @@ from redline.records.detect import ImageRef, OnnxModel
 
 Calibrator = Literal["max", "percentile", "entropy", "mse"]
 CALIBRATORS: tuple[Calibrator, ...] = ("max", "percentile", "entropy", "mse")
+Number = Literal["int8", "fp8"]
+"""What values are rounded to: INT8, or FP8 (E4M3: four bits of exponent, three of mantissa, no infinity)."""
 
 
 Selector = Literal["cover", "first", "random"]
@@ -89,7 +91,7 @@ class Ranges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantPoint:
-    """An edge of the graph that is rounded to INT8: input number `input` of `node`, which carries `tensor`."""
+    """An edge of the graph that is rounded: input number `input` of `node`, which carries `tensor`."""
 
     node: str
     input: int
@@ -98,7 +100,7 @@ class QuantPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement8:
-    """Where a graph is rounded to INT8, and which edges must share one scale for compilers to fuse them."""
+    """Where a graph is rounded, and which edges must share one scale for compilers to fuse them."""
 
     points: tuple[QuantPoint, ...]
     weights: tuple[str, ...]
@@ -109,7 +111,7 @@ class Placement8:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantTable:
-    """Scales and places: all that a machine needs, beside the FP32 graph, to write the INT8 graph."""
+    """Scales and places: all that a machine needs, beside the FP32 graph, to write the graph in INT8 or FP8."""
 
     structure: str
     """Digest of the graph's operators and wiring without names: equal on machines whose exporters name tensors differently."""
@@ -117,11 +119,12 @@ class QuantTable:
     """Calibrator of the scales."""
     calibration: CalibrationSet
     scales: tuple[tuple[str, float], ...]
-    """tensor -> scale: a value is scale * n, n in -127 .. 127. Symmetric, so the zero point is 0."""
+    """tensor -> scale: a value is scale * n, n an integer in -127 .. 127 or an E4M3 in -448 .. 448. The zero point is 0."""
     points: tuple[QuantPoint, ...]
     weights: tuple[str, ...]
     order: tuple[str, ...] = ()
     """Names of the nodes in graph order, by which a graph of equal structure and other names is matched."""
+    number: Number = "int8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

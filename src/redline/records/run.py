@@ -66,7 +66,7 @@ class Candidate:
     cuda_graphs: bool = False
     """Inferences are replayed as CUDA graphs, one for each shape (TensorRT and torch.compile)."""
     wide: tuple[str, ...] = ()
-    """ONNX nodes that stay in FP32 although the graph is FP16 otherwise; in INT8: layers that stay out of it."""
+    """ONNX nodes that stay in FP32 although the graph is FP16 otherwise; in INT8 and FP8: layers that stay out of it."""
 
     @property
     def gpus(self) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ class Candidate:
             parts[3:4] = [self.profiles] if self.profiles is not None else []
             parts += [self.device] if self.runner != "tensorrt" or self.cuda_graphs else [self.device, "no graphs"]
         if self.wide:
-            parts.append(f"{len(self.wide)} {'not in int8' if self.precision == 'int8' else 'in fp32'}")
+            parts.append(f"{len(self.wide)} {f'not in {self.precision}' if self.precision in ('int8', 'fp8') else 'in fp32'}")
         if self.prepost == "graph":
             parts.append("in-graph")
         if self.serving is not None:

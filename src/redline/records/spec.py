@@ -14,7 +14,7 @@ Activation = Literal["none", "sigmoid"]
 BoxFormat = Literal["xyxy", "cxcywh"]
 LabelMap = Literal["index", "category-id"]
 MapEvidence = Literal["interval", "point"]
-Precision = Literal["fp32", "tf32", "fp16", "int8"]
+Precision = Literal["fp32", "tf32", "fp16", "int8", "fp8"]
 """tf32: float32 tensors whose products lose 13 bits of their operands; never implied by fp32."""
 Server = Literal["embedded", "container", "none"]
 Hardware = Literal["this", "ampere-plus", "same-capability"]

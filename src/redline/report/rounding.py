@@ -32,7 +32,8 @@ def rows(record: RunRecord) -> list[Int8Row]:
     """The fastest trial of each INT8 graph."""
     trials = [trial for trial in record.trials if trial.parity is not None]
     rounded = [trial for trial in trials if trial.candidate.precision == "int8"]
-    wide = [t for t in trials if t.candidate.precision != "int8" and t.parity and t.parity.verdict.answer != "fail"]
+    passed = [trial for trial in trials if trial.parity and trial.parity.verdict.answer != "fail"]
+    wide = [trial for trial in passed if trial.candidate.precision not in ("int8", "fp8")]
     rival = max(wide, key=_capacity, default=None)
     graphs = {(trial.candidate.runner, trial.candidate.wide): trial for trial in sorted(rounded, key=_capacity)}
     return [_row(trial, rival, record) for trial in graphs.values()]

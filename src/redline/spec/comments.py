@@ -58,7 +58,7 @@ COMMENTS = {
     "objective.map_drop_pct": "largest loss of mAP, percent of the FP32 value",
     "objective.map_evidence": '"interval": the 95 % interval must be within it; "point": the estimate is enough',
     "target.devices": '"auto" (all GPUs of one kind, or the CPU), "cpu", "cuda:0" or "cuda:0,1"',
-    "target.precisions": 'any of "fp32", "tf32", "fp16", "int8"',
+    "target.precisions": 'any of "fp32", "tf32", "fp16", "int8", "fp8"',
     "target.server": '"embedded": Triton on this machine, "container": files for NVIDIA\'s image, "none"',
     "target.tensorrt.optimization_level": "0 (fastest build) to 5 (longest search for kernels)",
     "target.tensorrt.workspace_gib": "scratch memory that a kernel may use, GiB",

@@ -297,9 +297,9 @@ def _accurate(trial: Trial) -> bool:
 
 
 def _lost_in_rounding(trial: Trial) -> bool:
-    """INT8 that loses too much: one short load tells what winning the accuracy back would be worth."""
+    """INT8 or FP8 that loses too much: one short load tells what winning the accuracy back would be worth."""
     lost = trial.parity is not None and trial.parity.verdict.answer == "fail" and trial.parity.drop.candidate_ap > 0
-    return lost and trial.failure is None and trial.screen is None and trial.candidate.precision == "int8"
+    return lost and trial.failure is None and trial.screen is None and trial.candidate.precision in ("int8", "fp8")
 
 
 def _proved(trial: Trial) -> bool:

@@ -76,6 +76,15 @@ def test_the_highest_opset_of_each_version_is_held(major: int) -> None:
     assert f"reads up to {MAX_OPSET[major]}" in str(refused(model, f"{major}.1.0").got)
 
 
+def test_fp8_numbers_are_refused_where_no_parser_reads_them() -> None:
+    model = small_graph()
+    model.graph.initializer.append(helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], b"\0", raw=True))
+    reads = SimpleNamespace(name="tensorrt", version="10.13.0", no_fp8=lambda: None)
+    assert lint(model, reads) == ()  # type: ignore[arg-type]
+    old = SimpleNamespace(name="tensorrt", version="8.6.1", no_fp8=lambda: "tensorrt 8.6.1 reads no FP8")
+    assert [(p.node, p.what) for p in lint(model, old)] == [("graph", "tensorrt 8.6.1 reads no FP8")]  # type: ignore[arg-type]
+
+
 def test_all_problems_are_told_at_once() -> None:
     model = small_graph("Det")
     model.graph.node.append(helper.make_node("Cast", ["y"], ["z"], name="widen", to=TensorProto.DOUBLE))

@@ -174,8 +174,9 @@ def test_an_engine_that_cannot_be_built_is_exit_2_with_its_node(here, asked, cap
     ("arguments", "says"),
     [
         ([], "the spec file is missing"),
-        (["d.toml", "--precision", "fp8"], "fp32, tf32, fp16, int8"),
+        (["d.toml", "--precision", "fp4"], "fp32, tf32, fp16, int8, fp8"),
         (["d.toml", "--precision", "int8"], "give [data] calibrate"),
+        (["d.toml", "--precision", "fp8"], "FP8 needs images to calibrate on"),
         (["d.toml", "--profiles", "all"], "exact, bucketed, dynamic"),
         (["d.toml", "--profiles", "bucketed", "--minimal"], "--minimal goes with exact profiles"),
         (["d.toml", "--level", "6"], "0 (fastest build) to 5"),

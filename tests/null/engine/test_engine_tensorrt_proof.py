@@ -40,7 +40,12 @@ def old(name: str, kind: str, metadata: str | None = None) -> dict[str, Any]:
 
 def middle(name: str, kind: str) -> dict[str, Any]:
     """10: the same field, other words, metadata always there."""
-    words = {"fp16": "Row major linear FP16 format", "fp32": "Row major linear FP32", "int8": "Row major Int8 format"}[kind]
+    words = {
+        "fp16": "Row major linear FP16 format",
+        "fp32": "Row major linear FP32",
+        "int8": "Row major Int8 format",
+        "fp8": "Row major linear FP8 format",
+    }[kind]
     tensor = {"Name": "t", "Dimensions": [1, 8], "Format/Datatype": words}
     metadata = "\x1e".join(f"[ONNX Layer: {part}]" for part in name.split("+"))
     return {"Name": f"{name}_myl0", "LayerType": "kgen", "Inputs": [tensor], "Outputs": [tensor], "Metadata": metadata}
@@ -91,6 +96,15 @@ def test_what_the_graph_holds_wide_has_not_fallen() -> None:
     nodes: Any = (Node("stem", "fp16", 500.0), Node("wide", "fp32", 500.0))
     proof = prove("fp16", layer_facts(text(new("stem", "fp16"), new("wide", "fp32")), nodes), nodes)
     assert (proof.fallen, proof.proved, dict(proof.shares)) == ((), True, {"fp16": 0.5, "fp32": 0.5})
+
+
+@pytest.mark.parametrize("form", [middle, new], ids=["10", "11"])
+def test_fp8_is_read_from_the_inspector_and_what_the_graph_holds_in_fp16_has_not_fallen(form: Any) -> None:
+    nodes: Any = (Node("stem", "fp8", 900.0), Node("act", "fp16", 0.0), Node("head", "fp16", 100.0))
+    proof = prove("fp8", layer_facts(text(form("stem+act", "fp8"), form("head", "fp16")), nodes), nodes)
+    assert (dict(proof.shares), proof.fallen, proof.proved) == ({"fp8": 0.9, "fp16": 0.1}, (), True)
+    fell = prove("fp8", layer_facts(text(form("stem+act", "fp16"), form("head", "fp16")), nodes), nodes)
+    assert (len(fell.fallen), fell.fallen_share, fell.proved) == (1, 0.9, False)
 
 
 def test_a_layer_that_reads_half_and_writes_float_computes_in_half() -> None:

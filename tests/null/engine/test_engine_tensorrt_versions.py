@@ -86,6 +86,18 @@ def test_typing_is_strong_exactly_where_the_release_has_it(version: str) -> None
     assert library.strongly_typed == (version != OLD)
 
 
+@pytest.mark.parametrize("version", SYMBOLS)
+def test_fp8_is_for_strongly_typed_networks_on_gpus_that_have_it(version: str) -> None:
+    library = release(version)
+    if version == OLD:  # the enum's member is there, and nothing that reads such a graph
+        assert hasattr(library.module.DataType, "FP8")
+        assert library.no_fp8() == "tensorrt 8.6.1 reads no FP8 from a graph: TensorRT 10.2 or newer does, and TensorRT-RTX"
+        return
+    assert library.no_fp8() is None
+    assert library.no_fp8(("8.9", "9.0", "10.0", "12.0")) is None
+    assert library.no_fp8(("7.5", "8.9", "8.0")) == "compute capability 7.5, 8.0 has no FP8: it begins with 8.9 (Ada, Hopper)"
+
+
 @pytest.mark.parametrize(
     ("version", "wanted", "lacks"),
     [

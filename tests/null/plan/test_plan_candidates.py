@@ -98,7 +98,7 @@ def test_everything_that_can_run_is_a_family_and_eager_is_the_baseline() -> None
     assert built(spec()).baseline == Candidate(runner="torch-eager", threads=4)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+@pytest.mark.parametrize("precision", ["tf32", "fp16", "fp8"])
 def test_a_precision_that_cannot_help_on_this_machine_is_refused_with_the_reason(precision: str) -> None:
     space_ = built(spec(precisions=("fp32", precision)))
     assert precision in reasons(space_)

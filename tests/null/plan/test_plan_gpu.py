@@ -28,6 +28,7 @@ def on_gpu(
     seen: Traffic = MIXED,
     images: tuple[tuple[int, int], ...] = (),
     int8: Int8Choices = Int8Choices(),  # noqa: B008
+    fp8: Int8Choices = Int8Choices(),  # noqa: B008
 ) -> Space:
     return space(
         s,
@@ -41,6 +42,7 @@ def on_gpu(
         half_failure=half_failure,
         images=images,
         int8=int8,
+        fp8=fp8,
     )
 
 
@@ -94,6 +96,23 @@ def test_int8_engines_come_with_each_choice_of_layers_kept_out_and_a_reason_wher
     none = on_gpu(asked, int8=Int8Choices(failure="needs images to calibrate on"))
     assert {f.precision for f in none.families} == {"fp32", "fp16"}
     assert reasons(none)["TensorRT int8"] == "needs images to calibrate on"
+
+
+def test_fp8_engines_are_tried_like_int8_ones_and_offered_only_where_they_can_be_built() -> None:
+    asked = spec(precisions=("fp16", "int8", "fp8"))
+    found = on_gpu(asked)
+    engine = next(f for f in found.families if f.precision == "fp8")
+    assert (engine.runner, engine.profiles, engine.wide) == ("tensorrt", "exact", ())
+    assert found.lawful(engine)
+    assert found.lawful(replace(engine, wide=("node_stem",)))
+    assert replace(engine, wide=("node_stem",)).name.endswith("1 not in fp8")
+    assert not found.lawful(replace(engine, runner="torch-compile", profiles=None))
+    assert {f.precision for f in found.families if f.profiles in ("dynamic", "bucketed")} == {"fp16"}
+    old = on_gpu(asked, fp8=Int8Choices(failure="compute capability 8.0 has no FP8"))
+    assert {f.precision for f in old.families if f.runner == "tensorrt"} == {"fp16", "int8"}
+    assert reasons(old)["TensorRT fp8"] == "compute capability 8.0 has no FP8"
+    assert 'add "fp8"' in reasons(on_gpu(spec(precisions=EVERY)))["fp8"]
+    assert "fp8" not in reasons(on_gpu(spec(precisions=EVERY), fp8=Int8Choices(failure="none here")))
 
 
 def test_fp16_alone_leaves_the_reference_in_fp32() -> None:
@@ -160,10 +179,10 @@ def test_lawful_says_no_to_every_combination_that_nothing_can_run() -> None:
     assert found.lawful(good)
     assert found.lawful(replace(good, cuda_graphs=False))
     for change in (
-        {"threads": 2}, {"prepost": "graph"}, {"precision": "int8"}, {"profiles": None}, {"profiles": "dynamic"},
-        {"profiles": "bucketed"}, {"shapes": "minimal", "profiles": "bucketed"}, {"shapes": BUCKETS}, {"device": "cpu"},
-        {"device": "cuda:1"}, {"concurrency": MAX_LANES + 1}, {"concurrency": 0}, {"batch": 3}, {"runner": "onnxruntime"},
-        {"runner": "torch-eager"}, {"runner": "torch-compile"},
+        {"threads": 2}, {"prepost": "graph"}, {"precision": "int8"}, {"precision": "fp8"}, {"profiles": None},
+        {"profiles": "dynamic"}, {"profiles": "bucketed"}, {"shapes": "minimal", "profiles": "bucketed"}, {"shapes": BUCKETS},
+        {"device": "cpu"}, {"device": "cuda:1"}, {"concurrency": MAX_LANES + 1}, {"concurrency": 0}, {"batch": 3},
+        {"runner": "onnxruntime"}, {"runner": "torch-eager"}, {"runner": "torch-compile"},
     ):  # fmt: skip
         assert not found.lawful(replace(good, **change)), change  # type: ignore[arg-type]
     eager = Candidate(runner="torch-eager", device="cuda:0")

@@ -242,7 +242,7 @@ def test_tables_and_records_have_the_same_names():
         ("serve", "hold_s = inf", "serve.hold_s", "spec.value"),
         ("target", "precisions = []", "target.precisions", "spec.value"),
         ("target", 'precisions = ["fp32", "fp32"]', "target.precisions", "spec.value"),
-        ("target", 'precisions = ["fp32", "fp8"]', "target.precisions[1]", "spec.value"),
+        ("target", 'precisions = ["fp32", "fp4"]', "target.precisions[1]", "spec.value"),
         ("target.tensorrt", "optimization_level = 6", "target.tensorrt.optimization_level", "spec.value"),
         ("target.tensorrt", "optimization_level = 3.5", "target.tensorrt.optimization_level", "spec.type"),
         ("target.tensorrt", "workspace_gib = 0", "target.tensorrt.workspace_gib", "spec.value"),
