@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 
 from redline.errors import TrialError
 from redline.records import OnnxModel
-from redline.records.quantize import CalibrationChoice, CalibratorLoss, Int8Graph, Int8Record, QuantTable, Ranges, Sensitivity
+from redline.records.quantize import (
+    CalibrationChoice,
+    CalibratorLoss,
+    FixOutcome,
+    Int8Graph,
+    Int8Record,
+    QuantTable,
+    Ranges,
+    Sensitivity,
+)
 from redline.store.tools import tool_versions
 
 if TYPE_CHECKING:
@@ -42,6 +51,8 @@ class Int8Graphs:
     failure: str | None
     kept: tuple[tuple[str, ...], ...] = ()
     """Names of layers; the first is the empty choice: all in INT8."""
+    fixes: tuple[FixOutcome, ...] = ()
+    """Remedies that were tried before layers were chosen, in their order; those kept are in every graph."""
     record: Int8Record | None = None
     """What they rest on, without the graphs."""
 
@@ -76,11 +87,11 @@ def int8_graphs(
         return replace(NONE, failure=NO_SET)
     choice = chosen_images(given, subject, progress)
     try:
-        table, record = _weighed(subject, network, choice, store, journal, progress, choose=choose)
+        table, record, fixes = _weighed(subject, network, choice, store, journal, progress, choose=choose)
     except TrialError as error:
         return replace(NONE, failure=error.text())
     kept = choices(record.sensitivities)
-    return Int8Graphs(make=_maker(network, source, table, once), failure=None, kept=kept, record=record)
+    return Int8Graphs(make=_maker(network, source, table, once), failure=None, kept=kept, record=record, fixes=fixes)
 
 
 def chosen_images(given: DataRef, subject: Subject, progress: Progress) -> CalibrationChoice:
@@ -105,9 +116,10 @@ def _weighed(
     progress: Progress,
     *,
     choose: bool,
-) -> tuple[QuantTable, Int8Record]:
-    """The table of the calibrator that loses least, and what it rests on."""
+) -> tuple[QuantTable, Int8Record, tuple[FixOutcome, ...]]:
+    """The table of the calibrator and the remedies that lose least, what it rests on, and what each remedy did."""
     from redline.data import read_bytes
+    from redline.fixing import Fixing
     from redline.quantizing import calibrate, table_of
     from redline.sensitivity import Scales, choose_calibrator, sensitivities
     from redline.vision import decode
@@ -124,9 +136,19 @@ def _weighed(
     with tempfile.TemporaryDirectory(prefix="redline-") as folder, progress.stage("calibrators and layers by their loss"):
         scales = Scales(network, subject.detector, images, Path(folder), store=store)
         losses: tuple[CalibratorLoss, ...] = choose_calibrator(scales, ranges)
-        table = table_of(network, ranges, losses[0].method)
+        fixing = Fixing(scales, subject.detector, paths, store=store, journal=journal, selector="cover", seed=choice.seed)
+        table, fixes = fixing.best(table_of(network, ranges, losses[0].method), subject.spec.objective.map_drop_pct)
+        for fix in fixes:
+            progress.note(_told(fix))
         found = sensitivities(scales, table) if choose else ()
-    return table, Int8Record(choice=choice, calibration=ranges.calibration, losses=losses, sensitivities=found)
+    record = Int8Record(choice=choice, calibration=ranges.calibration, losses=losses, sensitivities=found)
+    return table, record, fixes
+
+
+def _told(fix: FixOutcome) -> str:
+    if fix.after is None:
+        return f"{fix.fix}: {fix.note}"
+    return f"{fix.fix}: divergence {fix.before:.4f} to {fix.after:.4f}, {'kept' if fix.kept else 'not kept'}"
 
 
 def choices(sensitive: tuple[Sensitivity, ...]) -> tuple[tuple[str, ...], ...]:
