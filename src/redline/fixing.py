@@ -110,9 +110,9 @@ class Fixing:
 
     def clipped(self, table: QuantTable) -> tuple[QuantTable, FixOutcome]:
         """Scales of single tensors searched on every other image that is weighed, and accepted on those between."""
-        halves = self._scales.part(slice(0, None, 2)), self._scales.part(slice(1, None, 2))
-        if not all(half.count for half in halves):
+        if self._scales.count < 2:
             return table, self._nothing("clipping search", table, note="one image cannot be divided")
+        halves = self._scales.part(slice(0, None, 2)), self._scales.part(slice(1, None, 2))
         weighed = {"weighed": halves[0].count}
         seconds = self._once("weighing-seconds", weighed, float, lambda: _seconds(lambda: halves[0].detections(table)))
         if seconds * MOST > CLIPPING_S:

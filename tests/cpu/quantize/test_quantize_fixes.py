@@ -247,3 +247,6 @@ def test_nothing_is_tried_where_little_is_lost_and_no_search_where_it_takes_too_
     assert table == demo.plain
     assert (outcome.after, outcome.kept, outcome.evaluations) == (None, False, 0)
     assert outcome.note.startswith("left out: 48 evaluations at ")
+    alone = Fixing(scales.part(slice(0, 1)), demo.detector, demo.paths, threads=1)
+    table, outcome = alone.clipped(demo.plain)
+    assert (table, outcome.after, outcome.note) == (demo.plain, None, "one image cannot be divided")
