@@ -17,6 +17,7 @@ from redline.records import OnnxModel
 from redline.records.quantize import (
     CalibrationChoice,
     CalibratorLoss,
+    FixOutcome,
     Int8Graph,
     Int8Record,
     Number,
@@ -119,8 +120,9 @@ def _weighed(
     choose: bool,
     number: Number,
 ) -> tuple[QuantTable, Int8Record]:
-    """The table of the calibrator that loses least, and what it rests on."""
+    """The table of the calibrator and the remedies that lose least, and what it rests on."""
     from redline.data import read_bytes
+    from redline.fixing import Fixing
     from redline.quantizing import calibrate, table_of
     from redline.sensitivity import Scales, choose_calibrator, sensitivities
     from redline.vision import decode
@@ -139,8 +141,21 @@ def _weighed(
         scales = Scales(network, subject.detector, images, Path(folder), store=store)
         losses: tuple[CalibratorLoss, ...] = choose_calibrator(scales, ranges, number)
         table = table_of(network, ranges, losses[0].method, number=number)
+        fixes: tuple[FixOutcome, ...] = ()
+        if number == "int8":
+            fixing = Fixing(scales, subject.detector, paths, store=store, journal=journal, selector="cover", seed=choice.seed)
+            table, fixes = fixing.best(table, subject.spec.objective.map_drop_pct)
+        for fix in fixes:
+            progress.note(_told(fix))
         found = sensitivities(scales, table) if choose else ()
-    return table, Int8Record(choice=choice, calibration=ranges.calibration, losses=losses, sensitivities=found)
+    calibration = ranges.calibration
+    return table, Int8Record(choice=choice, calibration=calibration, losses=losses, fixes=fixes, sensitivities=found)
+
+
+def _told(fix: FixOutcome) -> str:
+    if fix.after is None:
+        return f"{fix.fix}: {fix.note}"
+    return f"{fix.fix}: divergence {fix.before:.4f} to {fix.after:.4f}, {'kept' if fix.kept else 'not kept'}"
 
 
 def choices(sensitive: tuple[Sensitivity, ...]) -> tuple[tuple[str, ...], ...]:

@@ -19,7 +19,16 @@ from redline.predict import Predictor
 from redline.quantize.groups import layer_groups
 from redline.quantizing import narrowed, table_of
 from redline.records import Detections, Detector, OnnxModel
-from redline.records.quantize import CALIBRATORS, CalibratorLoss, LayerGroup, Number, QuantTable, Ranges, Sensitivity
+from redline.records.quantize import (
+    CALIBRATORS,
+    CalibratorLoss,
+    ChannelFactors,
+    LayerGroup,
+    Number,
+    QuantTable,
+    Ranges,
+    Sensitivity,
+)
 from redline.store import digest_of
 
 if TYPE_CHECKING:
@@ -49,6 +58,18 @@ class Scales:
         self._detector, self._images, self._folder = detector, images, folder
         self._shapes, self._threads, self._store = shapes, threads, store
         self._reference: list[Detections] | None = None
+
+    @property
+    def count(self) -> int:
+        """Images."""
+        return len(self._images)
+
+    def part(self, images: slice) -> Scales:
+        """Weighs on some of the images, from the same store."""
+        return Scales(
+            self.network, self._detector, self._images[images], self._folder,
+            shapes=self._shapes, threads=self._threads, store=self._store,
+        )  # fmt: skip
 
     def divergence(self, table: QuantTable) -> float:
         """Of the network with `table` from FP32; see `parity.divergence`."""
@@ -98,12 +119,12 @@ class Scales:
         return digest_of([digest_of(image.tobytes()) for image in self._images])
 
 
-def choose_calibrator(scales: Scales, ranges: Ranges, number: Number = "int8") -> tuple[CalibratorLoss, ...]:
-    """Every calibrator by the divergence of the whole network, least first."""
-    losses = [
-        CalibratorLoss(method=method, divergence=scales.divergence(table_of(scales.network, ranges, method, number=number)))
-        for method in CALIBRATORS
-    ]
+def choose_calibrator(
+    scales: Scales, ranges: Ranges, number: Number = "int8", *, factors: Sequence[ChannelFactors] = ()
+) -> tuple[CalibratorLoss, ...]:
+    """Every calibrator by the divergence of the whole network, least first. `factors`: those of the ranges."""
+    tables = {method: table_of(scales.network, ranges, method, number=number, factors=factors) for method in CALIBRATORS}
+    losses = [CalibratorLoss(method=method, divergence=scales.divergence(table)) for method, table in tables.items()]
     return tuple(sorted(losses, key=lambda loss: loss.divergence))
 
 

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from redline.errors import BadInput, TrialError
+from redline.export.adjusted import adjust
 from redline.records import OnnxModel
 from redline.records.quantize import Number, QuantTable
 
@@ -47,13 +48,14 @@ def export_int8(network: OnnxModel, folder: Path, table: QuantTable, *, name: st
 
     An FP32 graph in INT8 keeps its opset and is what TensorRT 8.6 and ONNX Runtime take; an FP16 graph, and every one in FP8,
     becomes opset 19, for strongly typed TensorRT and ONNX Runtime. Weights stay floating point and are rounded in the graph,
-    which every TensorRT folds: 8.6 takes no INT8 weights. Raises BadInput: quantize.already, quantize.node, quantize.graph,
-    quantize.scale.
+    which every TensorRT folds: 8.6 takes no INT8 weights. The table's factors and biases come first. Raises BadInput:
+    quantize.already, quantize.node, quantize.graph, quantize.scale, quantize.factors.
     """
     model = onnx.load(network.path)
-    graph = model.graph
     require_unquantised(model, network.path)
     table = matched(model, table)
+    model = adjust(model, table.factors, table.biases)
+    graph = model.graph
     half = any(weight.data_type == TensorProto.FLOAT16 for weight in graph.initializer)
     writer = _Writer(model, np.float16 if half else np.float32, table.number)
     scales = dict(table.scales)
@@ -85,15 +87,19 @@ def matched(model: onnx.ModelProto, table: QuantTable) -> QuantTable:
     Raises BadInput: quantize.graph naming a missing node and the nearest there is.
     """
     names = [node.name for node in model.graph.node]
-    wanted = {*(point.node for point in table.points), *table.weights}
+    changed = {*(entry.node for entry in table.factors), *(entry.node for entry in table.biases)}
+    wanted = {*(point.node for point in table.points), *table.weights, *changed}
     missing = wanted.difference(names)
     if not missing:
         return table
     if wanted.issubset(table.order) and structure_of(model) == table.structure:
         now = dict(zip(table.order, names, strict=True))
         points = tuple(replace(point, node=now[point.node]) for point in table.points)
-        return replace(table, points=points, weights=tuple(now[name] for name in table.weights), order=tuple(names))
-    name = next(point.node for point in table.points if point.node in missing) if table.points else min(missing)
+        factors = tuple(replace(entry, node=now[entry.node]) for entry in table.factors)
+        biases = tuple(replace(entry, node=now[entry.node]) for entry in table.biases)
+        weights = tuple(now[name] for name in table.weights)
+        return replace(table, points=points, weights=weights, order=tuple(names), factors=factors, biases=biases)
+    name = next((point.node for point in table.points if point.node in missing), min(missing))
     raise unknown_node(name, names, "quantize.graph", "The table is of another network: it names a node that is not there")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from redline.errors import BadInput
-from redline.quantize.calibrators import BINS, every_amax
+from redline.quantize.calibrators import BINS, LEVELS, every_amax
 from redline.records.quantize import TensorRange
 
 if TYPE_CHECKING:
@@ -46,6 +46,34 @@ def measure_ranges(inner: Inner, batches: Callable[[], Iterable[Tensor]], names:
         for name, values in inner(batch, names).items():
             seen[name].counts += _histogram(values, seen[name].largest)
     return tuple(TensorRange(tensor=name, by=every_amax(found.counts, found.largest)) for name, found in seen.items())
+
+
+def channel_peaks(
+    inner: Inner, batches: Callable[[], Iterable[Tensor]], names: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """(C,) largest magnitude of each channel of tensors (N, C, ...)."""
+    peaks: dict[str, NDArray[np.float64]] = {}
+    for batch in batches():
+        for name, values in inner(batch, names).items():
+            peak = np.abs(values).max(axis=tuple(i for i in range(values.ndim) if i != 1)).astype(np.float64)
+            peaks[name] = np.maximum(peaks.get(name, peak), peak)
+    return peaks
+
+
+def rounding_errors(inner: Inner, batches: Callable[[], Iterable[Tensor]], scales: Mapping[str, float]) -> dict[str, float]:
+    """Squared error of rounding over the square of the values, of each channel of a tensor (N, C, ...), mean over channels.
+
+    Over channels, as one that is rounded away is lost to the next layer however small it is; one without values counts as 0.
+    """
+    sums = {name: [np.zeros(()), np.zeros(())] for name in scales}
+    for batch in batches():
+        for name, values in inner(batch, tuple(scales)).items():
+            rounded = np.clip(np.rint(values / scales[name]), -LEVELS, LEVELS) * scales[name]
+            axes = tuple(i for i in range(values.ndim) if i != 1)
+            lost, whole = np.square(rounded - values).sum(axis=axes), np.square(values).sum(axis=axes)
+            sums[name] = [sums[name][0] + lost, sums[name][1] + whole]
+    tiny = np.finfo(np.float32).tiny
+    return {name: float(np.mean(lost / np.maximum(whole, tiny))) for name, (lost, whole) in sums.items()}
 
 
 def _histogram(values: NDArray[Any], largest: float) -> NDArray[np.int64]:

@@ -110,6 +110,27 @@ class Placement8:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelFactors:
+    """Channels of one layer given other units before anything is rounded; exact in floating point. Factors are positive."""
+
+    node: str
+    made: tuple[float, ...] = ()
+    """What each channel that the layer makes is divided by, in its weights and bias; the layer that reads it multiplies."""
+    read: tuple[float, ...] = ()
+    """What the layer's weights for each channel that it reads are multiplied by."""
+    divide: bool = False
+    """The channels read are divided by `read` in the graph, before they are rounded; else the layer before made them so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerBias:
+    """What is added to the bias of a rounded layer, for each channel that it makes, in the units of `ChannelFactors`."""
+
+    node: str
+    added: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantTable:
     """Scales and places: all that a machine needs, beside the FP32 graph, to write the graph in INT8 or FP8."""
 
@@ -125,6 +146,9 @@ class QuantTable:
     order: tuple[str, ...] = ()
     """Names of the nodes in graph order, by which a graph of equal structure and other names is matched."""
     number: Number = "int8"
+    factors: tuple[ChannelFactors, ...] = ()
+    """Applied before anything is rounded; scales and points are of the graph that results."""
+    biases: tuple[LayerBias, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +164,38 @@ class CalibratorLoss:
     method: Calibrator
     divergence: float
     """Of the whole network's detections in INT8 from those in FP32, on the calibration images."""
+
+
+Fix = Literal["equalised layers", "scaled inputs", "bias correction", "clipping search"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixOutcome:
+    """What one remedy against the loss of rounding did on the calibration images, on top of those kept before it."""
+
+    fix: Fix
+    before: float
+    """Divergence without it, with all that was kept before it."""
+    after: float | None
+    """Divergence with it; None: there was nothing to try."""
+    kept: bool
+    taken: int
+    """Pairs of layers, inputs, layers or tensors that it changed."""
+    passed: tuple[tuple[str, int], ...] = ()
+    """Why the others were passed over, and how many."""
+    evaluations: int = 0
+    """Graphs weighed."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Equalisation:
+    """Factors found for a network and what they rest on."""
+
+    factors: tuple[ChannelFactors, ...]
+    taken: int
+    """Pairs of layers, or inputs of depthwise layers."""
+    passed: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +232,9 @@ class Int8Record:
     choice: CalibrationChoice
     calibration: CalibrationSet
     losses: tuple[CalibratorLoss, ...]
-    """Least first: the first one's ranges are used."""
+    """Least first: the first one's ranges are used, unless a remedy that was kept has chosen anew."""
+    fixes: tuple[FixOutcome, ...] = ()
+    """Remedies that were tried, in their order, before layers were weighed; those kept are in every graph."""
     sensitivities: tuple[Sensitivity, ...] = ()
     """Empty where the budget was too small to weigh groups of layers."""
     graphs: tuple[Int8Graph, ...] = ()

@@ -74,6 +74,10 @@ def test_a_run_has_int8_graphs_in_half_and_two_choices_of_layers(made: tuple[Any
     assert rounded[1] < rounded[0]
     assert any(note.startswith("int8 in ") and note.endswith("ranges of 10 images") for note in whole.notes)
     assert "float16" in " ".join(whole.notes)
+    assert [fix.fix for fix in graphs.int8.record.fixes][:2] == ["equalised layers", "scaled inputs"]
+    kept = [fix for fix in graphs.int8.record.fixes if fix.kept]
+    assert kept
+    assert all(fix.after is not None and fix.after < fix.before for fix in kept)
 
 
 def test_what_was_measured_is_kept_with_its_images_and_not_measured_again(
@@ -94,6 +98,7 @@ def test_what_was_measured_is_kept_with_its_images_and_not_measured_again(
     monkeypatch.setattr(Scales, "_weigh", again)
     other = export_graphs(subject, store, Journal(project / "second.jsonl"), Progress(None), for_gpu=True)
     assert other.int8.kept == graphs.int8.kept
+    assert other.int8.record.fixes == graphs.int8.record.fixes
 
 
 def test_without_calibration_images_there_is_a_reason_and_no_graph(project: Path) -> None:
