@@ -134,7 +134,9 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
         def open_gpus(spec: Any, environment: Any, store: Store, journal_: Any, progress: Any) -> Any:
             sources = ("CUDNN", "JIT_CONVOLUTIONS")
-            library: Any = SimpleNamespace(name="tensorrt", version="8.6.0", strongly_typed=False, tactic_sources=sources)
+            library: Any = SimpleNamespace(
+                name="tensorrt", version="8.6.0", strongly_typed=False, tactic_sources=sources, no_fp8=lambda _: "no FP8"
+            )
             made = foundries.Foundry(library, store, journal_, progress.build, place=Place("Made Up 9.0", "12.4"))
             gpu = Gpu(name="Made Up", memory_bytes=80 << 30)
             return GpuHost((gpu, gpu), FACTS, made), ""
