@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redline.errors import TrialError
+from redline.mixing import Mix, picked
 from redline.records import OnnxModel
 from redline.records.quantize import (
     CalibrationChoice,
@@ -78,11 +79,12 @@ def int8_graphs(
     choose: bool = True,
     number: Number = "int8",
     choice: CalibrationChoice | None = None,
+    mix: Mix | None = None,
 ) -> Int8Graphs:
     """`source`: the graph that is rounded, of FP32 for TensorRT 8.6, of FP16 for what takes types from the graph.
 
-    `choose`: weigh groups of layers too. `choice`: of images, if it was made before. Raises BadInput for a calibration set that
-    cannot be used.
+    `choose`: weigh groups of layers too. `choice`: of images, if it was made before. `mix`: the frontier of groups, a few
+    points of which are tried; None: those that lose most stay out. Raises BadInput for a calibration set that cannot be used.
     """
     given = subject.spec.data.calibrate
     if given is None:
@@ -92,7 +94,9 @@ def int8_graphs(
         table, record = _weighed(subject, network, choice, store, journal, progress, choose=choose, number=number)
     except TrialError as error:
         return replace(NONE, failure=error.text())
-    kept = choices(record.sensitivities)
+    front = mix(network, record.sensitivities, number) if mix is not None and record.sensitivities else ()
+    kept = picked(front, record.sensitivities) if front else choices(record.sensitivities)
+    record = replace(record, frontier=front)
     return Int8Graphs(make=_maker(network, source, table, once), failure=None, kept=kept, record=record)
 
 

@@ -12,7 +12,7 @@ from redline.errors import BadInput, StoreError
 from redline.records import Budget, DataRef, Objective, Preprocess, ServeSpec, TargetSpec
 from redline.spec import Written
 
-SCENES = 200
+SCENES = 150
 SEED = 2_000_000
 """A series of scenes of its own, apart from those the demo detector was trained and chosen on."""
 FACTORY = "redline.zoo:demo"

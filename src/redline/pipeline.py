@@ -17,6 +17,7 @@ from redline.accounting import hold_to_account, plan_run
 from redline.doctor import abilities, inspect_machine
 from redline.errors import BadInput
 from redline.gpus import GpuHost, open_gpus
+from redline.mixing import mixer
 from redline.plan.candidates import Abilities, Space, space
 from redline.plan.gpu import Int8Choices
 from redline.plan.serving import served_space
@@ -60,7 +61,8 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
         gpus, no_gpu = open_gpus(spec, environment, store, journal, progress)
         typed = gpus is None or gpus.foundry is None or gpus.foundry.library.strongly_typed
         no_fp8 = None if gpus is None or gpus.foundry is None else gpus.foundry.no_fp8()
-        export = partial(export_graphs, for_gpu=gpus is not None, typed=typed, no_fp8=no_fp8)
+        mix = mixer(environment, runs, spec) if gpus is not None else None
+        export = partial(export_graphs, for_gpu=gpus is not None, typed=typed, no_fp8=no_fp8, mix=mix)
         graphs = aside.submit(export, subject, store, journal, progress).result()
     planned = plan_run(spec, graphs, folder, runs, environment, progress, on_gpu=gpus is not None)
     candidates = _candidates(subject, graphs, environment, gpus, no_gpu)

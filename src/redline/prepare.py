@@ -20,6 +20,7 @@ from redline.store.tools import tool_versions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from redline.mixing import Mix
     from redline.progress import Progress
 
 NUMBERS: tuple[Number, ...] = ("int8", "fp8")
@@ -86,12 +87,14 @@ def export_graphs(
     typed: bool = True,
     int8: bool = True,
     no_fp8: str | None = None,
+    mix: Mix | None = None,
 ) -> Graphs:
     """Export once; a model that cannot be exported still has its torch runners.
 
     `for_gpu`: what the spec asks for of FP16 and of TensorRT's INT8 and FP8, and none with pre- and post-processing inside;
     else ONNX Runtime's INT8. `int8`: False leaves INT8 and FP8 out. `typed`: what is not INT8 of the INT8 graph is FP16; False,
-    for TensorRT 8.6: it is FP32, and FP16 by a flag. `no_fp8`: why no engine in FP8 can be built.
+    for TensorRT 8.6: it is FP32, and FP16 by a flag. `no_fp8`: why no engine in FP8 can be built. `mix`: which groups
+    of layers stay in FP16, by time as well as by loss; None: by loss alone.
     """
     from redline.export import export_end_to_end, export_onnx
 
@@ -111,7 +114,9 @@ def export_graphs(
             )
     if for_gpu:
         half, failure = _half(subject, network, once, progress)
-        eight = _rounded(subject, network, store, journal, once, progress, typed=typed, no_fp8=no_fp8) if int8 else (NONE, NONE)
+        eight = NONE, NONE
+        if int8:
+            eight = _rounded(subject, network, store, journal, once, progress, typed=typed, no_fp8=no_fp8, mix=mix)
         return Graphs(
             network=network,
             network_failure=None,
@@ -164,6 +169,7 @@ def _rounded(
     *,
     typed: bool,
     no_fp8: str | None,
+    mix: Mix | None,
 ) -> tuple[Int8Graphs, Int8Graphs]:
     """In INT8 and in FP8, as far as the spec asks for them."""
     from redline.export.half import export_half
@@ -187,7 +193,7 @@ def _rounded(
     found = none.copy()
     for number in wanted:
         found[number] = int8_graphs(
-            subject, network, source, store, journal, once, progress, choose=choose, number=number, choice=choice
+            subject, network, source, store, journal, once, progress, choose=choose, number=number, choice=choice, mix=mix
         )
     return found["int8"], found["fp8"]
 

@@ -283,19 +283,21 @@ def _minimal_shapes(families: list[Candidate], preprocess: Preprocess, onnx: Onn
     reason = no_minimal(preprocess, onnx)
     if reason is not None:
         return [Refusal(what="minimal padding and shape buckets", reason=reason)]
-    families += [
-        replace(family, shapes="minimal")
-        for family in tuple(families)
-        if family.runner != "torch-compile" and family.prepost == "host"
-    ]
+    hosts = [family for family in families if family.prepost == "host"]
+    engines = [family for family in hosts if family.runner == "onnxruntime"]
+    able = engines or [family for family in hosts if family.runner == "torch-eager"]
+    families += [replace(family, shapes="minimal") for family in able]
+    refusals = []
+    if engines and len(engines) < len(hosts):
+        reason = "ONNX Runtime tells what padding costs, and eager torch is the reference"
+        refusals.append(Refusal(what="torch-eager with minimal padding", reason=reason))
     if any(family.runner == "torch-compile" for family in families):
-        return [
-            Refusal(
-                what="torch-compile with minimal padding or shape buckets",
-                reason="every new shape compiles again, for most of a minute",
-            )
-        ]
-    return []
+        what, reason = (
+            "torch-compile with minimal padding or shape buckets",
+            "every new shape compiles again, for most of a minute",
+        )
+        refusals.append(Refusal(what=what, reason=reason))
+    return refusals
 
 
 def _buckets(families: list[Candidate], traffic: Traffic, preprocess: Preprocess) -> tuple[Buckets | None, str | None]:

@@ -11,6 +11,10 @@ DELAYS_US = (0, 1_000, 2_000, 5_000, 10_000)
 DELAY_SHARE = 0.25
 """A queue delay may take this share of the P95 objective at the most."""
 MAX_BATCH = 8
+NEAR = 0.9
+"""Of the capacity in-process with the best shape policy and equal knobs: a policy below it is not tried through the server.
+In-process and through it were seen: fixed 0.89 and 0.81 (demo detector), 0.78 and 0.76 (YOLOX-Nano); buckets 0.97 and 0.97,
+1.00 and 0.97."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,17 +64,19 @@ def served_space(trials: Sequence[Trial], chosen: Candidate | None, objective: O
     """What can be served of what a run found accurate; None if nothing can.
 
     Families: the best host candidate of ONNX Runtime in each pipeline, and fused with every other shape policy whose accuracy
-    passed. `chosen` goes first if it can be served itself.
+    passed and whose capacity in-process is near. `chosen` goes first if it can be served itself.
     """
     sound = [t for t in trials if t.parity is not None and t.parity.verdict.answer != "fail" and t.failure is None]
     able = [t for t in sound if t.candidate.runner == "onnxruntime" and t.candidate.prepost == "host"]
     if not able:
         return None
-    best = max(able, key=lambda t: (t.candidate == chosen, _proved(t), t.screen.achieved_per_s if t.screen else 0.0)).candidate
+    best = max(able, key=lambda t: (t.candidate == chosen, _proved(t), _capacity(t))).candidate
     start = replace(best, serving=Serving(), threads=min(best.threads, cores), concurrency=max(1, cores // best.threads))
     graph = (best.precision, best.wide)  # another graph has another accuracy
-    alike = [t for t in able if (t.candidate.precision, t.candidate.wide) == graph]
-    shapes = dict.fromkeys(t.candidate.shapes for t in alike if _proved(t) and t.candidate.shapes != best.shapes)
+    alike = [t for t in able if (t.candidate.precision, t.candidate.wide) == graph and _proved(t)]
+    known = {t.candidate: _capacity(t) for t in alike}
+    near = [c for c, found in known.items() if found >= NEAR * known.get(replace(c, shapes=best.shapes), 0.0)]
+    shapes = dict.fromkeys(c.shapes for c in near if c.shapes != best.shapes)
     families = [start, *(replace(start, shapes=policy) for policy in shapes)]
     families += [replace(start, serving=Serving(pipeline=pipeline)) for pipeline in ("bls", "ensemble")]
     longest = 1000 * objective.p95_ms * DELAY_SHARE
@@ -81,6 +87,10 @@ def served_space(trials: Sequence[Trial], chosen: Candidate | None, objective: O
         batches=tuple(sorted({1, *(2**p for p in range(MAX_BATCH.bit_length())), start.batch})),
         delays_us=tuple(delay for delay in DELAYS_US if delay <= longest),
     )
+
+
+def _capacity(trial: Trial) -> float:
+    return trial.screen.achieved_per_s if trial.screen is not None else 0.0
 
 
 def _proved(trial: Trial) -> bool:

@@ -237,4 +237,6 @@ class Int8Record:
     """Remedies that were tried, in their order, before layers were weighed; those kept are in every graph."""
     sensitivities: tuple[Sensitivity, ...] = ()
     """Empty where the budget was too small to weigh groups of layers."""
+    frontier: tuple[MixedPoint, ...] = ()
+    """Which groups stay in FP16, ascending loss, by the time that the plan expects of them on this GPU; empty: no plan."""
     graphs: tuple[Int8Graph, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 from redline import api
 from redline.calibrating import NO_SET, int8_graphs
 from redline.demo.scenes import write_dataset
+from redline.doctor import inspect_machine
 from redline.engine.graph_facts import read_graph
 from redline.errors import BadInput
+from redline.mixing import mixer
 from redline.prepare import Graphs, export_graphs, load_subject
 from redline.progress import Progress
 from redline.records import Candidate
@@ -78,6 +81,32 @@ def test_a_run_has_int8_graphs_in_half_and_two_choices_of_layers(made: tuple[Any
     kept = [fix for fix in graphs.int8.record.fixes if fix.kept]
     assert kept
     assert all(fix.after is not None and fix.after < fix.before for fix in kept)
+
+
+def test_on_a_known_gpu_the_choices_are_of_the_frontier_of_loss_and_the_plan_s_time(
+    made: tuple[Any, Graphs, Store], project: Path
+) -> None:
+    subject, graphs, store = made
+    environment = replace(inspect_machine(), gpus=("NVIDIA H200",))
+    mix = mixer(environment, project / "runs", subject.spec)
+    assert mix is not None
+    other = export_graphs(subject, store, Journal(project / "front.jsonl"), Progress(None), for_gpu=True, mix=mix)
+    found = other.int8.record
+    assert found is not None
+    assert graphs.int8.record is not None
+    assert found.sensitivities == graphs.int8.record.sensitivities
+    whole = sum(one.divergence for one in found.sensitivities)
+    losses = [point.predicted_loss for point in found.frontier]
+    times = [point.predicted_us for point in found.frontier]
+    assert losses == sorted(losses)
+    assert times == sorted(times, reverse=True)
+    assert len(times) > 2
+    assert other.int8.kept[0] == ()
+    nodes = {one.group.name: one.group.nodes for one in found.sensitivities}
+    within = [point for point in found.frontier if point.predicted_loss <= 0.2 * whole]
+    fastest = min(within, key=lambda point: point.predicted_us)
+    assert tuple(sorted(node for name in fastest.kept for node in nodes[name])) in other.int8.kept
+    assert mixer(replace(environment, gpus=("Other GPU",)), project / "runs", subject.spec) is None
 
 
 def test_what_was_measured_is_kept_with_its_images_and_not_measured_again(

@@ -91,7 +91,6 @@ def test_everything_that_can_run_is_a_family_and_eager_is_the_baseline() -> None
         ("torch-compile", "fixed", "host"),
         ("onnxruntime", "fixed", "host"),
         ("onnxruntime", "fixed", "graph"),
-        ("torch-eager", "minimal", "host"),
         ("onnxruntime", "minimal", "host"),
         ("onnxruntime", BUCKETS, "host"),
     }
@@ -127,6 +126,13 @@ def test_int8_on_a_cpu_without_images_or_without_onnxruntime_is_refused_with_the
     without = built(wanted, replace(ALL, onnxruntime=False))
     assert "ONNX Runtime" in reasons(without)["int8"]
     assert all(f.precision == "fp32" for f in without.families)
+
+
+def test_eager_has_minimal_padding_only_where_no_onnxruntime_tells_what_padding_costs() -> None:
+    assert "ONNX Runtime tells" in reasons(built(spec()))["torch-eager with minimal padding"]
+    alone = built(spec(), replace(ALL, onnxruntime=False))
+    assert ("torch-eager", "minimal") in {(f.runner, f.shapes) for f in alone.families}
+    assert "torch-eager with minimal padding" not in reasons(alone)
 
 
 def test_no_compiler_refuses_torch_compile_with_the_reason_given() -> None:

@@ -260,7 +260,6 @@ def test_the_cpu_has_the_candidates_that_it_had() -> None:
         "torch-compile fp32 fixed t4 b1 c1",
         "onnxruntime fp32 fixed t4 b1 c1",
         "onnxruntime fp32 fixed t4 b1 c1 in-graph",
-        "torch-eager fp32 minimal t4 b1 c1",
         "onnxruntime fp32 minimal t4 b1 c1",
         "onnxruntime fp32 4 buckets t4 b1 c1",
     }

@@ -124,3 +124,17 @@ def test_neighbours_are_lawful_one_knob_away_and_go_back_from_batches() -> None:
         2000,
         5000,
     }
+
+
+def test_a_shape_policy_far_behind_in_process_is_not_tried_through_the_server_and_knobs_are_compared_alike() -> None:
+    best = trial(100, shapes="minimal")
+    climbed = trial(240, shapes="minimal", threads=1, concurrency=2)
+    near, far = trial(91, shapes=((320, 320), (640, 640))), trial(89)
+    found = space(best, climbed, near, far, chosen=climbed.candidate)
+    assert {family.shapes for family in found.families} == {"minimal", ((320, 320), (640, 640))}
+
+
+def test_another_precision_lends_no_shape_policy() -> None:
+    rounded = trial(100, shapes="minimal", precision="int8")
+    found = space(rounded, trial(99), chosen=rounded.candidate)
+    assert {(family.shapes, family.precision) for family in found.families} == {("minimal", "int8")}
