@@ -1,13 +1,13 @@
 """The simulation's P95 against the real Triton on this machine's CPU, at five loads up to 90 % utilisation.
 
 Protocol: the demo detector in fused processes of one thread, batches of up to 4, no delay. The simulation is fed from the
-server and from nothing else. With one instance, requests 100 ms apart, so that each finds an idle server, give the service
-time of one, its spread, and what a request takes beside (client latency less service); closed loops of 2 to 5 callers give the
-service time of the other batch sizes (Triton's own statistics: input, compute and output of each execution). With two
-instances and enough callers to keep both full, the same statistics give their slowdown and the capacity. Then all five P95s
-are predicted, at 30, 50, 70, 80 and 90 % of that capacity, for the very arrival times that are sent afterwards; then they are
-measured, in rounds over the five loads. Every arrival sequence is sent twice, in two halves of the measurement (A/A): what two
-windows of equal arrivals differ by is the noise of the machine, and nothing that the simulation could know.
+server and from nothing else: with one instance, closed loops of 1 to 5 callers give the service time of every batch size
+(Triton's own statistics: input, compute and output of each execution); one caller gives the spread, and what a request takes
+beside (client latency less service); with two instances and enough callers to keep both full, the same statistics give their
+slowdown and the capacity. Then all five P95s are predicted, at 30, 50, 70, 80 and 90 % of that capacity, for the very arrival
+times that are sent afterwards; then they are measured, in rounds over the five loads. Every arrival sequence is sent twice, in
+two halves of the measurement (A/A): what two windows of equal arrivals differ by is the noise of the machine, and nothing that
+the simulation could know.
 
 Agreement: P95 over all windows within 10 % of the prediction, or the prediction inside the 95 % interval that A/A gives it,
 which must be 10 % or less itself. Takes 9 minutes, and a few more where the folder has no finished run yet.
@@ -41,8 +41,6 @@ SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
 WINDOWS, WINDOW_S, LOOP_S = 6, 15.0, 6.0
 QUICK = (2, 1.0, 0.5)
 CLIENTS = 32
-SPARSE_PER_S, SPARSE_LOOPS = 10.0, 4
-"""Requests on an idle server, and for how many loops' time: a core that slept takes longer than one in a closed loop."""
 LEVELS = 100
 AGREEMENT = 0.10
 
@@ -95,9 +93,7 @@ def alone_of(case: Case, seconds: float) -> dict[str, Any]:
     with served(case, 1) as live:
         loop(live, BATCH + 1, seconds / 2)  # warm
         _, start = times_of(live, Counter())
-        single = open_loop(
-            live.target, rate_per_s=SPARSE_PER_S, seconds=SPARSE_LOOPS * seconds, mode="constant", concurrency=CLIENTS
-        )
+        single = loop(live, 1, seconds)
         ones, before = times_of(live, start)
         for callers in range(2, BATCH + 2):
             loop(live, callers, seconds)

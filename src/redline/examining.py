@@ -72,6 +72,8 @@ class Examiner:
         if build is None or report is None:
             return trial
         trial = replace(trial, engine=build.digest)
+        if trial.candidate.prepost != "host":
+            return trial  # the engine is that of another trial; what differs is around it
         self._learn(trial.candidate, report)
         if report.verdict.answer == "fail":
             told = self._blame(trial.candidate, build, lambda: self._observer.hardest(trial.candidate), "parity images")
@@ -93,6 +95,9 @@ class Examiner:
         None if it did not fail, if nothing more can be held, or after `ROUNDS` sets of nodes.
         """
         candidate, failure = trial.candidate, trial.failure
+        if candidate.prepost != "host":
+            lost = trial.parity is not None and trial.parity.verdict.answer == "fail"
+            return replace(candidate, wide=self._good) if lost and self._good and self._good != candidate.wide else None
         if candidate.runner != "tensorrt" or candidate.precision != "fp16":
             return None
         if failure is None:
@@ -119,7 +124,8 @@ class Examiner:
 
     def engines(self, trials: tuple[Trial, ...]) -> tuple[EngineRecord, ...]:
         """Every engine of the run; of those that a trial measured, where an inference's time goes in them."""
-        first = {trial.engine: trial.candidate for trial in reversed(trials) if trial.screen is not None}
+        alone = [trial for trial in reversed(trials) if trial.screen is not None and trial.candidate.prepost == "host"]
+        first = {trial.engine: trial.candidate for trial in alone}
         looked = {plan: found.parity for plan, found in self._looked.values()}
         records = []
         for digest, build in self._inspector.foundry.builds.items():

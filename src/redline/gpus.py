@@ -38,7 +38,21 @@ class GpuHost:
 
         names = tuple(gpu.name for gpu in self.gpus)
         memory = min(gpu.memory_bytes for gpu in self.gpus)
-        return GpuAbilities(names=names, memory_bytes=memory, tensorrt=self.tensorrt, no_compile=no_compile())
+        return GpuAbilities(
+            names=names, memory_bytes=memory, tensorrt=self.tensorrt, no_compile=no_compile(), no_kernels=_no_kernels()
+        )
+
+
+def _no_kernels() -> str | None:
+    """Why no kernels can be made around an engine."""
+    import importlib.util
+
+    for module in ("torch", "triton", "cuda"):
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed: pip install redline[kernels,torch]"
+    import torch
+
+    return None if torch.cuda.is_available() else "this torch is not built for CUDA, and the kernels run on its streams"
 
 
 def open_gpus(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from redline.plan.profiles import Profiles
     from redline.prepare import Graphs, Subject
     from redline.records import Dataset, Preprocess, Runner, ShapePolicy, Spec, Traffic
+    from redline.resident_lanes import ResidentPredictor, ResidentRunner
 
 GIB = 1 << 30
 LOAD_IMAGES = 256
@@ -73,8 +74,8 @@ class Live:
     """`predict` is thread-safe. `build_seconds`: from nothing to the first answer (torch.compile compiles in it)."""
 
     candidate: Candidate
-    predict: Predictor | GraphPredictor
-    runner: Runner | GraphSession
+    predict: Predictor | GraphPredictor | ResidentPredictor
+    runner: Runner | GraphSession | ResidentRunner
     mix: Mix
     input_hw: tuple[tuple[int, int], ...]
     """Network input size of each request of the mix."""
@@ -113,9 +114,14 @@ def open_live(subject: Subject, graphs: Graphs, candidate: Candidate, mix: Mix, 
     """Raises TrialError if the candidate cannot be built or does not answer; nothing is open then."""
     started = time.perf_counter()
     detector, preprocess = subject.detector, subject.detector.preprocess
-    runner: Runner | GraphSession
-    predict: Predictor | GraphPredictor
-    if candidate.prepost == "graph" and graphs.end_to_end is not None:
+    runner: Runner | GraphSession | ResidentRunner
+    predict: Predictor | GraphPredictor | ResidentPredictor
+    if candidate.prepost == "kernel":
+        from redline.resident_lanes import open_resident
+
+        order, sizes = order_of(subject, graphs, candidate, foundry), set(mix.input_hw(preprocess, candidate.shapes))
+        runner, predict = open_resident(detector, graphs.of(candidate), candidate, order, sizes)
+    elif candidate.prepost == "graph" and graphs.end_to_end is not None:
         from redline.engine.onnxruntime_runner import GraphSession
 
         session = GraphSession(graphs.end_to_end.path, threads=candidate.threads, concurrent=candidate.concurrency > 1)

@@ -92,7 +92,7 @@ def export_graphs(
     """Export once; a model that cannot be exported still has its torch runners.
 
     `for_gpu`: what the spec asks for of FP16 and of TensorRT's INT8 and FP8, and none with pre- and post-processing inside;
-    else ONNX Runtime's INT8. `int8`: False leaves INT8 and FP8 out. `typed`: what is not INT8 of the INT8 graph is FP16; False,
+    else ONNX Runtime's INT8, unless `int8` is False. `typed`: what is not INT8 of the INT8 graph is FP16; False,
     for TensorRT 8.6: it is FP32, and FP16 by a flag. `no_fp8`: why no engine in FP8 can be built. `mix`: which groups
     of layers stay in FP16, by time as well as by loss; None: by loss alone.
     """
@@ -110,24 +110,14 @@ def export_graphs(
         except TrialError as error:
             text = error.text()
             return Graphs(
-                network=None, network_failure=text, end_to_end=None, end_to_end_failure="no network graph", half_failure=text
+                network=None, network_failure=text, end_to_end=None, end_to_end_failure="no network", half_failure=text
             )
     if for_gpu:
-        half, failure = _half(subject, network, once, progress)
-        eight = NONE, NONE
-        if int8:
-            eight = _rounded(subject, network, store, journal, once, progress, typed=typed, no_fp8=no_fp8, mix=mix)
-        return Graphs(
-            network=network,
-            network_failure=None,
-            end_to_end=None,
-            end_to_end_failure="not made for a GPU",
-            half=half,
-            half_failure=failure,
-            held=_held(network, once) if (half, failure) != (None, None) else None,
-            int8=eight[0],
-            fp8=eight[1],
-        )
+        half, why = _half(subject, network, once, progress)
+        eight = _rounded(subject, network, store, journal, once, progress, typed=typed, no_fp8=no_fp8, mix=mix)
+        held = _held(network, once) if (half, why) != (None, None) else None
+        plain = Graphs(network=network, network_failure=None, end_to_end=None, end_to_end_failure="not made for a GPU")
+        return replace(plain, half=half, half_failure=why, held=held, int8=eight[0], fp8=eight[1])
     rounded = _int8_on_cpu(subject, network, store, once, progress) if int8 else NONE
     with progress.stage("export with pre- and post-processing"):
         whole = {"network": network.digest, "postprocess": detector.postprocess, **key}
@@ -135,12 +125,12 @@ def export_graphs(
         def end_to_end(folder: Path) -> OnnxModel:
             return export_end_to_end(network, folder, detector.preprocess, detector.head, detector.postprocess, "fixed")
 
+        graph, failure = None, None
         try:
             graph = once("export-end-to-end", whole, end_to_end, (network.digest,))
         except TrialError as error:
-            failure = error.text()
-            return Graphs(network=network, network_failure=None, end_to_end=None, end_to_end_failure=failure, int8=rounded)
-    return Graphs(network=network, network_failure=None, end_to_end=graph, end_to_end_failure=None, int8=rounded)
+            graph, failure = None, error.text()
+    return Graphs(network=network, network_failure=None, end_to_end=graph, end_to_end_failure=failure, int8=rounded)
 
 
 def _half(

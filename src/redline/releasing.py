@@ -22,13 +22,13 @@ from redline.records import (
     Golden,
     Release,
     RunRecord,
-    Serving,
     Spec,
     Switch,
     Trial,
     Verdict,
     Verification,
 )
+from redline.releasable import choice_to_serve, trial_like
 from redline.rollout import Expected, Rollout, passed, require_accuracy
 from redline.serving import prepare_service, service_folder
 from redline.store.disk import guarded
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from redline.serve.admin import Service, Status
 
 CONTAINER = "container"
-SERVABLE = ("onnxruntime", "tensorrt")
 GOLDEN_IMAGES = 8
 KEPT_RELEASES = 5
 """Rendered releases that stay on the disk for `redline rollback --to`, besides those in use."""
@@ -85,8 +84,10 @@ def release(
 
     if candidate is None:
         candidate, trial = choice_to_serve(record)
+        if candidate.prepost != (chosen := (record.served or record).choice.candidate or candidate).prepost:
+            progress.note(f"{chosen.name} keeps images on the GPU, which the server does not do: {candidate.name} is released")
     else:
-        trial = _trial_like(record, candidate)
+        trial = trial_like(record, candidate)
     network = network_of(spec, record, candidate, trial, runs, progress)
     candidate = with_engine_shapes(candidate, network.engine, spec, record)
     folder = service_folder(spec, runs)
@@ -218,51 +219,6 @@ def _held_verdict(status: Status) -> Verdict:
         reason = f"{status.action.reason}; it is served on, as there is no release to go back to"
         return Verdict(answer="fail", reason=reason)
     return Verdict(answer="pass", reason=status.action.reason)
-
-
-def choice_to_serve(record: RunRecord) -> tuple[Candidate, Trial]:
-    """The candidate to release and its trial: the served search's, or the in-process choice in one process. Raises BadInput."""
-    choice = record.served.choice if record.served is not None else record.choice
-    trials = record.served.trials if record.served is not None else record.trials
-    if choice.verdict.answer != "pass" or choice.candidate is None:
-        reason = choice.verdict.reason
-        fix = "change the objective or the model, then redline run"
-        raise BadInput("release.not-met", "the run found nothing to release", got=reason, fix=fix)
-    candidate = choice.candidate
-    if candidate.runner not in SERVABLE or candidate.prepost != "host":
-        raise BadInput(
-            "release.runner",
-            "this choice cannot be served: the server's Python has no torch"
-            if candidate.runner.startswith("torch")
-            else "this choice cannot be served yet",
-            got=candidate.name,
-            allowed="ONNX Runtime, or a TensorRT engine on a GPU, with pre- and post-processing on the host",
-            fix='redline run with TensorRT (redline doctor) or with [target] devices = "cpu" searches what can be served'
-            if candidate.gpus
-            else "redline run with a server (redline serve --install) searches among what can be served",
-        )
-    if candidate.serving is None:
-        candidate = replace(candidate, serving=Serving())
-    return candidate, next(trial for trial in trials if trial.digest == choice.trial)
-
-
-def _trial_like(record: RunRecord, candidate: Candidate) -> Trial:
-    """A trial of the same accuracy. Raises BadInput if none was measured."""
-    for trial in record.trials:
-        found = trial.candidate
-        alike = (found.runner, found.precision, found.shapes, found.prepost, found.profiles, found.wide) == (
-            candidate.runner,
-            candidate.precision,
-            candidate.shapes,
-            candidate.prepost,
-            candidate.profiles,
-            candidate.wide,
-        )
-        # One engine takes single images, another one batches.
-        alike = alike and (candidate.profiles is None or (found.batch > 1) == (candidate.batch > 1))
-        if alike and trial.parity is not None and trial.parity.verdict.answer != "fail":
-            return trial
-    raise BadInput("release.unmeasured", "the run measured no accuracy for this candidate", got=candidate.name)
 
 
 def expect(spec: Spec, record: RunRecord, candidate: Candidate, network: Network) -> Expected:

@@ -20,7 +20,8 @@ from aiohttp import web  # noqa: F401  the stream needs aiohttp: fail here and n
 
 from redline.networks import graph_network
 from redline.records import Candidate, Detections, Release, RunRecord, Spec
-from redline.releasing import choice_to_serve, expect, make_release
+from redline.releasable import choice_to_serve
+from redline.releasing import expect, make_release
 from redline.rollout import Expected
 from redline.serve.admin import Service, running_service
 from redline.serve.daemon import start_detached, stop_service

@@ -36,8 +36,10 @@ def checks(plan: PlanRecord, trials: Sequence[Trial]) -> tuple[PredictionCheck, 
 def step_of(candidate: Candidate) -> StepKey | None:
     """The step that a candidate measures: one image, one in flight, on one GPU, the fixed shape; None for all others."""
     alone = candidate.batch == 1 and candidate.concurrency == 1 and len(candidate.gpus) == 1
-    if not alone or candidate.shapes != "fixed" or candidate.prepost != "host" or candidate.serving is not None:
+    if not alone or candidate.shapes != "fixed" or candidate.prepost == "graph" or candidate.serving is not None:
         return None
+    if candidate.prepost == "kernel":
+        return "gpu-prepost"
     if candidate.runner == "torch-eager":
         eager: dict[str, StepKey] = {"fp32": "fp32-eager", "tf32": "tf32-eager", "fp16": "fp16-eager"}
         return eager.get(candidate.precision)

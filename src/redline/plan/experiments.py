@@ -19,7 +19,7 @@ KNOWN: dict[StepKey, tuple[str, str, str]] = {
     ),
     "cuda-graph": ("P50 of the tensorrt fp16 trial", "redline run", 'precisions = ["fp32", "fp16"]; ' + RUN),
     "int8": ("P50 and mAP drop of an INT8 engine", "redline run", "an engine from a graph with Q/DQ, as an ONNX model"),
-    "gpu-prepost": ("P50 from the encoded image to boxes", "redline run", "the in-graph candidates of " + RUN),
+    "gpu-prepost": ("P50 from the encoded image to boxes", "redline run", "the candidates in kernels of " + RUN),
     "batching": ("highest rate within the P95 at the batch", "redline run", RUN),
     "more-gpus": ("highest rate within the P95 of all GPUs", "redline run", 'devices = "auto"; ' + RUN),
 }

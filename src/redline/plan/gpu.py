@@ -29,8 +29,10 @@ COMPILE_MINUTES = 1.0
 (benchmarks/results/2026-11-25-h100-tensorrt-retinanet.json, first_s); torch keeps what it compiled for the next opening."""
 MEMORY_SHARE = 0.5
 """Of a GPU's memory that one lane's input and output buffers may take."""
+KERNEL_HEADS = ("yolox", "retinanet")
+ONE_SIZE = ("letterbox", "stretch")
 NARROWEST: tuple[Precision, ...] = ("fp16", "tf32", "fp32")
-IN_GRAPH = "its float64, NonZero and NonMaxSuppression are nothing for TensorRT; on a GPU they run on the host"
+IN_GRAPH = "its float64, NonZero and NonMaxSuppression are nothing for TensorRT; on a GPU they run on the host or in kernels"
 NO_CPU_FP8 = "for GPUs of compute capability 8.9 and newer: a CPU would round to it and compute in FP32"
 
 
@@ -45,6 +47,8 @@ class GpuAbilities:
     tensorrt: TensorRTFacts
     no_compile: str | None = None
     """Why torch.compile cannot make GPU code."""
+    no_kernels: str | None = None
+    """Why pre- and post-processing cannot run in kernels there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +96,9 @@ def device_names(indices: Sequence[int]) -> tuple[str, ...]:
 
 def lawful_on_gpu(candidate: Candidate) -> bool:
     """What may be combined on a GPU, apart from what `Space` allows of devices, batches and precisions."""
-    if candidate.threads != 1 or candidate.prepost != "host":
+    if candidate.threads != 1 or candidate.prepost == "graph":
+        return False
+    if candidate.prepost == "kernel" and not _resident(candidate):
         return False
     if candidate.precision in ("int8", "fp8") and candidate.runner != "tensorrt":
         return False
@@ -103,6 +109,11 @@ def lawful_on_gpu(candidate: Candidate) -> bool:
         single = candidate.shapes == "fixed" and candidate.batch == 1 and len(candidate.gpus) == 1
         return candidate.profiles is None and candidate.cuda_graphs and single
     return candidate.runner == "tensorrt" and candidate.profiles in KINDS[_policy(candidate.shapes)]
+
+
+def _resident(candidate: Candidate) -> bool:
+    """One network input size, an engine, and all of it one CUDA graph."""
+    return candidate.runner == "tensorrt" and candidate.shapes == "fixed" and candidate.cuda_graphs
 
 
 KINDS: dict[str, tuple[ProfileKind, ...]] = {"fixed": ("exact",), "minimal": ("exact", "dynamic"), "buckets": ("bucketed",)}
@@ -207,12 +218,29 @@ def tensorrt_families(
             refusals.append(Refusal(what=f"TensorRT {number}", reason=choices.failure))
         elif number in spec.target.precisions:
             wanted += [replace(engine, precision=number, wide=kept) for kept in choices.kept]
+    more, refused = _in_kernels(spec, gpu, wanted)
+    wanted, refusals = [*wanted, *more], [*refusals, *refused]
     reasons = {c: _no_profiles(c, traffic, spec.model.preprocess, most, gpu.memory_bytes) for c in wanted}
     for candidate, reason in reasons.items():
         if reason is not None:
             what = f"TensorRT {candidate.precision} {candidate.shape_name} with {candidate.profiles} profiles"
             refusals.append(Refusal(what=what, reason=reason))
     return [candidate for candidate, reason in reasons.items() if reason is None], refusals
+
+
+def _in_kernels(spec: Spec, gpu: GpuAbilities, engines: Sequence[Candidate]) -> tuple[list[Candidate], list[Refusal]]:
+    """Engines of 16 bits and fewer again, with decoding, pre- and post-processing on the GPU."""
+    narrow = [c for c in engines if c.precision in ("fp16", "int8", "fp8") and _resident(c)]
+    if not narrow:
+        return [], []
+    reason = gpu.no_kernels
+    if reason is None and spec.model.head.kind not in KERNEL_HEADS:
+        reason = f'there is no post-processing kernel for head = "{spec.model.head.kind}"'
+    if reason is None and spec.model.preprocess.resize not in ONE_SIZE:
+        reason = f'resize = "{spec.model.preprocess.resize}" gives inputs of several sizes, and a CUDA graph has one'
+    if reason is not None:
+        return [], [Refusal(what="decoding, pre- and post-processing on the GPU", reason=reason)]
+    return [replace(candidate, prepost="kernel") for candidate in narrow], []
 
 
 def _no_profiles(candidate: Candidate, traffic: Traffic, preprocess: Preprocess, most: int, memory_bytes: int) -> str | None:

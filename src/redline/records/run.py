@@ -13,8 +13,9 @@ from redline.records.quantize import Int8Record
 from redline.records.spec import Precision, Spec
 
 RunnerKind = Literal["torch-eager", "torch-compile", "onnxruntime", "tensorrt"]
-PrePost = Literal["host", "graph"]
-"""Where pre- and post-processing run: numpy and OpenCV on the host, or as operators inside the graph."""
+PrePost = Literal["host", "graph", "kernel"]
+"""Where pre- and post-processing run. host: numpy and OpenCV; graph: as operators inside the graph; kernel: on the GPU,
+decoding too, by kernels that are one CUDA graph with the engine."""
 Answer = Literal["pass", "fail", "inconclusive"]
 LoadMode = Literal["poisson", "constant", "closed"]
 ProfileKind = Literal["exact", "bucketed", "dynamic"]
@@ -85,8 +86,8 @@ class Candidate:
             parts += [self.device] if self.runner != "tensorrt" or self.cuda_graphs else [self.device, "no graphs"]
         if self.wide:
             parts.append(f"{len(self.wide)} {f'not in {self.precision}' if self.precision in ('int8', 'fp8') else 'in fp32'}")
-        if self.prepost == "graph":
-            parts.append("in-graph")
+        if self.prepost != "host":
+            parts.append("in-graph" if self.prepost == "graph" else "in-kernels")
         if self.serving is not None:
             parts += [self.serving.pipeline, f"d{self.serving.queue_delay_us}us"]
             parts += [f"w{self.serving.workers}"] if self.serving.pipeline != "fused" else []

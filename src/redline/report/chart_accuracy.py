@@ -26,7 +26,8 @@ def drops(record: RunRecord) -> list[tuple[str, MapDrop, str]]:
         name = " · ".join([words.knob(candidate, "runner"), candidate.precision.upper(), candidate.shape_name])
         style = "choice" if choice is not None and trial.digest == choice.digest else trial.parity.verdict.answer
         if key not in found:
-            found[key] = (name + (" · in graph" if candidate.prepost == "graph" else ""), drop, style, 0)
+            placed = words.PLACED.get(candidate.prepost)
+            found[key] = (f"{name} · {placed}" if placed else name, drop, style, 0)
     return [(name, drop, style) for name, drop, style, _ in found.values()][:ENGINES]
 
 

@@ -98,7 +98,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "shown_score": pictures.SHOWN_SCORE,
         "knee": _knee(record, choice),
         "rows": tables.trial_rows(record),
-        "in_graph": any(trial.candidate.prepost == "graph" for trial in facts.every_trial(record)),
+        "in_graph": any(trial.candidate.prepost != "host" for trial in facts.every_trial(record)),
         "traffic": _drawn("traffic", lambda width, key: chart_accuracy.shapes(record.data.traffic, width, key)),
         "side_by_side": through_server.side_by_side(record),
         **_engines(record),

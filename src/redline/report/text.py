@@ -83,7 +83,7 @@ def _cells(row: TrialRow, roomy: bool) -> list[Text]:
     candidate = row.trial.candidate
     runner = words.knob(candidate, "runner") if roomy else SHORT[candidate.runner]
     precision = "" if candidate.precision == "fp32" else f" {candidate.precision}"
-    placed = " graph" if candidate.prepost == "graph" else ""
+    placed = {"graph": " graph", "kernel": " gpu"}.get(candidate.prepost, "")
     word = {"screened out": "screened", "failed to run": "failed"}.get(row.word, row.word)
     knobs = [str(candidate.threads), str(candidate.batch), str(candidate.concurrency)]
     both = words.NONE if row.p95_ms is None else f"{words.number(row.p50_ms)}/{words.number(row.p95_ms)}"

@@ -31,6 +31,8 @@ KNOBS: Final = {
     "wide": "nodes in FP32",
 }
 """Fields of Candidate in reading order, as the report calls them."""
+PLACED: Final = {"graph": "in graph", "kernel": "on the GPU"}
+"""Where pre- and post-processing run, if not on the host."""
 
 
 def known(value: float | None) -> bool:
@@ -148,7 +150,8 @@ def title(candidate: Candidate) -> str:
     if candidate.gpus:
         parts += ["no CUDA graphs"] if candidate.runner == "tensorrt" and not candidate.cuda_graphs else []
         parts.append(f"on {candidate.device}")
-    return ", ".join([*parts, "pre/post in graph"] if candidate.prepost == "graph" else parts)
+    placed = PLACED.get(candidate.prepost)
+    return ", ".join([*parts, f"pre/post {placed}"] if placed else parts)
 
 
 def interval(drop: MapDrop) -> str:

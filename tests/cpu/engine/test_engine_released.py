@@ -32,6 +32,7 @@ from redline.plan.gpu import engine_profiles
 from redline.predict import Predictor
 from redline.progress import Progress
 from redline.records import BuildOptions, Candidate, Detections, EngineRecord, Preprocess, Release, RunRecord, Serving, Spec
+from redline.releasable import choice_to_serve
 from redline.serve.checks import problems
 from redline.serve.config import ModelFiles, render
 from redline.serve.repository import write_repository
@@ -54,11 +55,11 @@ class Case:
     runs: Path
 
     def network(self) -> Network:
-        candidate, trial = releasing.choice_to_serve(self.record)
+        candidate, trial = choice_to_serve(self.record)
         return network_of(self.spec, self.record, candidate, trial, self.runs, QUIET)
 
     def made(self, pipeline: str = "fused") -> tuple[Release, Network, Any]:
-        candidate, trial = releasing.choice_to_serve(self.record)
+        candidate, trial = choice_to_serve(self.record)
         network = self.network()
         serving = Serving(pipeline=pipeline)  # type: ignore[arg-type]
         candidate = replace(with_engine_shapes(candidate, network.engine, self.spec, self.record), serving=serving)

@@ -83,7 +83,7 @@ def test_only_precisions_that_the_spec_names_are_tried() -> None:
 def test_int8_engines_come_with_each_choice_of_layers_kept_out_and_a_reason_where_there_are_none() -> None:
     asked = spec(precisions=("fp32", "fp16", "int8"))
     found = on_gpu(asked, int8=Int8Choices(kept=((), ("node_stem", "node_last"))))
-    engines = {f.wide: f for f in found.families if f.precision == "int8"}
+    engines = {f.wide: f for f in found.families if f.precision == "int8" and f.prepost == "host"}
     assert set(engines) == {(), ("node_stem", "node_last")}
     assert engines["node_stem", "node_last"].name.endswith("2 not in int8")
     assert all(found.lawful(engine) and engine.runner == "tensorrt" for engine in engines.values())
@@ -250,6 +250,38 @@ def test_profiles_hold_every_evaluation_image_and_the_batches_there_may_be() -> 
     ]
     bucketed = engine_profiles(replace(base, shapes=BUCKETS, profiles="bucketed"), seen, Preprocess(), 8)
     assert {p.maximum[2:] for p in bucketed.profiles} == set(BUCKETS)
+
+
+def test_engines_of_16_bits_and_fewer_are_tried_with_everything_on_the_gpu_too() -> None:
+    wanted = spec(precisions=("fp32", "fp16", "int8"))
+    space_ = on_gpu(wanted)
+    twins = [f for f in space_.families if f.prepost == "kernel"]
+    assert {(f.precision, f.shapes, f.profiles, f.cuda_graphs) for f in twins} == {
+        ("fp16", "fixed", "exact", True),
+        ("int8", "fixed", "exact", True),
+    }
+    for twin in twins:
+        assert replace(twin, prepost="host") in space_.families, "the engine is built for the host's candidate already"
+        assert space_.lawful(twin)
+        assert space_.lawful(replace(twin, concurrency=2))
+        assert not space_.lawful(replace(twin, cuda_graphs=False))
+        assert not space_.lawful(replace(twin, shapes="minimal"))
+        assert not space_.lawful(replace(twin, runner="torch-eager", profiles=None, precision="fp32"))
+        assert all(c.prepost == "kernel" for c in space_.neighbours(twin))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "wanted", "reason"),
+    [
+        (replace(H100, no_kernels="triton is not installed"), spec(precisions=EVERY), "triton is not installed"),
+        (H100, spec(head="custom", precisions=EVERY), 'head = "custom"'),
+        (H100, spec(Preprocess(resize="shortest-side"), precisions=EVERY), "several sizes"),
+    ],
+)
+def test_why_nothing_runs_around_an_engine_on_the_gpu_is_said(gpu: GpuAbilities, wanted: Spec, reason: str) -> None:
+    space_ = on_gpu(wanted, gpu)
+    assert all(f.prepost != "kernel" for f in space_.families)
+    assert reason in reasons(space_)["decoding, pre- and post-processing on the GPU"]
 
 
 def test_the_cpu_has_the_candidates_that_it_had() -> None:
