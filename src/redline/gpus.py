@@ -45,13 +45,14 @@ class GpuHost:
 
 def _no_kernels() -> str | None:
     """Why no kernels can be made around an engine."""
-    import importlib.util
+    try:
+        import torch
+        from cuda.bindings import runtime
 
-    for module in ("torch", "triton", "cuda"):
-        if importlib.util.find_spec(module) is None:
-            return f"{module} is not installed: pip install redline[kernels,torch]"
-    import torch
-
+        import triton
+    except ImportError as error:
+        return f"{error.name or error} is not installed: pip install redline[kernels,torch]"
+    del triton, runtime
     return None if torch.cuda.is_available() else "this torch is not built for CUDA, and the kernels run on its streams"
 
 
