@@ -147,13 +147,13 @@ def _coverage(strata: Sequence[frozenset[tuple[str, str]]], choices: Sequence[Se
         if not names:
             continue
         total = sum(whole[s] for s in names)
-        covered, distance = 0.0, 0.0
+        covered, distance = 0, 0.0
         for choice in choices:
             held = Counter(s for i in choice for s in strata[i] if s[0] == trait)
             mine = max(1, sum(held.values()))
-            covered += len(held) / len(choices)
+            covered += len(held)
             distance += sum(abs(held[s] / mine - whole[s] / total) for s in names) / 2 / len(choices)
-        traits.append(TraitCoverage(trait=trait, covered=int(covered), strata=len(names), distance=distance))
+        traits.append(TraitCoverage(trait=trait, covered=covered // len(choices), strata=len(names), distance=distance))
     return Coverage(selector=selector, traits=tuple(traits))
 
 

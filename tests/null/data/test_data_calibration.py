@@ -79,6 +79,12 @@ def test_more_than_there_are_takes_all_in_order(skewed: Dataset) -> None:
     assert all(trait.distance == pytest.approx(0) for trait in found.coverage.traits)
 
 
+def test_where_all_are_taken_every_selector_shows_everything(skewed: Dataset) -> None:
+    found = choose_calibration(skewed, len(skewed.images))
+    assert found.coverage.share == 1.0
+    assert [other.share for other in found.others] == [1.0, 1.0], "a mean of equal counts is that count"
+
+
 def test_without_labels_objects_and_classes_are_no_traits(skewed: Dataset) -> None:
     found = choose_calibration(replace(skewed, truths=None), 16)
     assert [trait.trait for trait in found.coverage.traits] == ["shape", "brightness", "contrast"]
