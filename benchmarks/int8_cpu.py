@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ import numpy as np
 
 from gpu_accuracy import data_of, drop
 from gpu_models import detector, graph
+from int8_demo import faster
 from redline.data.calibration import choose_calibration
 from redline.data.coco import load_dataset, read_bytes
 from redline.doctor import inspect_machine
 from redline.engine.graph_facts import node_facts
-from redline.engine.onnxruntime_runner import OnnxRuntimeRunner
 from redline.export.quantized import export_int8
 from redline.quantize.groups import layer_groups
 from redline.quantize.placement import heavy_nodes
@@ -178,16 +177,8 @@ def speed(case: Case, tables: dict[str, QuantTable]) -> None:
     paths |= {
         n: export_int8(case.network, case.given.work, t, name=f"speed-{i}").path for i, (n, t) in enumerate(tables.items())
     }
-    runners = {name: OnnxRuntimeRunner(path, threads=1, concurrent=False) for name, path in paths.items()}
-    taken: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(RUNS):
-        for name, runner in runners.items():
-            start = time.perf_counter()
-            runner.run(tensor[None])
-            taken[name].append(time.perf_counter() - start)
-    middle = {name: float(np.median(values[3:])) for name, values in taken.items()}
     case.note(
-        "speed", {"runs": RUNS, "threads": 1, "times_faster_than_fp32": {n: middle["fp32"] / m for n, m in middle.items()}}
+        "speed", {"runs": RUNS, "threads": 1, "times_faster_than_fp32": faster(paths, tensor, threads=1, runs=RUNS, skipped=3)}
     )
 
 

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 CALIBRATORS_WEIGHED = 32
 """Images that calibrators are weighed on: with 8 the order of two close ones was chance (the demo detector)."""
 CHOOSE_MINUTES = 2.0
-"""Least budget in which groups of layers are weighed too: one more graph and eight images for each of some seventeen groups,
-on YOLOX-Nano a minute of two cores."""
+"""Least budget in which groups of layers are weighed too: one more calibration and eight images for each of up to twenty."""
 
 
 def cpu_int8_graphs(subject: Subject, network: OnnxModel, store: Store, once: Once, progress: Progress) -> Int8Graphs:

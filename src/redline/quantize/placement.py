@@ -93,18 +93,6 @@ def roundable(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: graph.maker.get(name, -1)))
 
 
-def last_layers(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Layers with weights that no other such layer comes after: the last of each branch of a head."""
-    graph = _read(model)
-    layers = {index for index, node in enumerate(graph.nodes) if node.name in set(heavy_nodes(model))}
-    feeds: set[int] = set()
-    for index in reversed(range(len(graph.nodes))):
-        after = {reader for name in graph.nodes[index].output for reader, _ in graph.readers.get(name, ())}
-        if after & (layers | feeds):
-            feeds.add(index)
-    return tuple(graph.nodes[index].name for index in sorted(layers - feeds))
-
-
 def with_activations(model: onnx.ModelProto, names: Collection[str]) -> tuple[str, ...]:
     """The nodes called `names` and the activations that follow them before anything else, in graph order."""
     graph = _read(model)

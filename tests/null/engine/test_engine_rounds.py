@@ -164,3 +164,30 @@ def test_what_makes_layers_worth_comparing() -> None:
     doubtful = parity_report("inconclusive")
     assert off(replace(doubtful, boxes=boxes)) == "21 boxes unpaired of 100"
     assert off(replace(doubtful, boxes=replace(boxes, matched=800, missing=10))) == ""
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_rounding_that_loses_too_much_is_no_failure_and_blames_no_layer_unless_it_is_not_finite(precision: Any) -> None:
+    inspector = Inspector()
+    rounded, report = replace(FP16, precision=precision), parity_report("fail")
+    trial = examiner(inspector).examined(Trial(candidate=rounded, digest="d", seconds=0.0, parity=report))
+    assert trial.failure is None, "so that it is timed once"
+    assert trial.engine == f"plan {rounded.name}"
+    assert inspector.looks == []
+    broken = TensorDelta(name="o", max_abs=1.0, max_rel=float("nan"), mean_abs=1.0, finite=False, tolerance=1.0)
+    trial = examiner(inspector).examined(replace(trial, parity=replace(report, tensors=(broken,))))
+    assert trial.failure is not None
+    assert inspector.looks == [()]
+
+
+def test_kernels_around_an_engine_blame_none_of_its_layers_and_take_the_nodes_that_kept_its_accuracy() -> None:
+    inspector = Inspector()
+    found, kernels = examiner(inspector), replace(FP16, prepost="kernel")
+    lost = Trial(candidate=kernels, digest="d", seconds=0.0, parity=parity_report("fail"))
+    assert found.examined(lost).failure is None
+    assert found.wider(lost) is None, "nothing has kept the accuracy yet"
+    assert inspector.looks == []
+    chain(found, FP16, ("n0",))
+    assert found.wider(lost) == replace(kernels, wide=("n0",))
+    assert found.wider(replace(lost, candidate=replace(kernels, wide=("n0",)))) is None
+    assert found.wider(replace(lost, parity=parity_report("pass"))) is None
