@@ -14,7 +14,7 @@ MAX_BATCH = 8
 NEAR = 0.9
 """Of the capacity in-process with the best shape policy and equal knobs: a policy below it is not tried through the server.
 In-process and through it were seen: fixed 0.89 and 0.81 (demo detector), 0.78 and 0.76 (YOLOX-Nano); buckets 0.97 and 0.97,
-1.00 and 0.97."""
+1.00 and 0.97 (benchmarks/results/2026-11-29-cpu-shape-policies-served.json)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
