@@ -3,14 +3,15 @@
 Protocol: the demo detector in fused processes of one thread, batches of up to 4, no delay. The simulation is fed from the
 server and from nothing else: with one instance, closed loops of 1 to 5 callers give the service time of every batch size
 (Triton's own statistics: input, compute and output of each execution); one caller gives the spread, and what a request takes
-beside (client latency less service); with two instances and enough callers to keep both full, the same statistics give their
-slowdown and the capacity. Then all five P95s are predicted, at 30, 50, 70, 80 and 90 % of that capacity, for the very arrival
-times that are sent afterwards; then they are measured, in rounds over the five loads. Every arrival sequence is sent twice, in
-two halves of the measurement (A/A): what two windows of equal arrivals differ by is the noise of the machine, and nothing that
-the simulation could know.
+beside (client latency less service); single requests with 3, 10, 30 and 100 ms between them give what one takes longer on an
+instance that rested; with two instances and enough callers to keep both full, the same statistics give their slowdown and the
+capacity. Then all five P95s are predicted, at 30, 50, 70, 80 and 90 % of that capacity, for the very arrival times that are
+sent afterwards; then they are measured, in rounds over the five loads. Every arrival sequence is sent twice, in two halves of
+the measurement (A/A): what two windows of equal arrivals differ by is the noise of the machine, and nothing that the
+simulation could know.
 
 Agreement: P95 over all windows within 10 % of the prediction, or the prediction inside the 95 % interval that A/A gives it,
-which must be 10 % or less itself. Takes 9 minutes, and a few more where the folder has no finished run yet.
+which must be 10 % or less itself. Takes 10 minutes, and a few more where the folder has no finished run yet.
 
     python benchmarks/queueing_live.py --work FOLDER [--output FILE] [--quick]
 """
@@ -40,6 +41,7 @@ BATCH, INSTANCES = 4, 2
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
 WINDOWS, WINDOW_S, LOOP_S = 6, 15.0, 6.0
 QUICK = (2, 1.0, 0.5)
+RESTS_MS = (3.0, 10.0, 30.0, 100.0)
 CLIENTS = 32
 LEVELS = 100
 AGREEMENT = 0.10
@@ -94,7 +96,9 @@ def alone_of(case: Case, seconds: float) -> dict[str, Any]:
         loop(live, BATCH + 1, seconds / 2)  # warm
         _, start = times_of(live, Counter())
         single = loop(live, 1, seconds)
-        ones, before = times_of(live, start)
+        ones, _ = times_of(live, start)
+        rested = [rest(live, single.mean_ms, pause, 2 * seconds) for pause in RESTS_MS]
+        _, before = times_of(live, Counter())
         for callers in range(2, BATCH + 2):
             loop(live, callers, seconds)
         means, _ = times_of(live, before)
@@ -102,7 +106,14 @@ def alone_of(case: Case, seconds: float) -> dict[str, Any]:
     beside = max(0.0, single.mean_ms - ones[1])
     latencies = Histogram.decode(single.histogram)
     ratios = [max(0.05, (latencies.percentile(100 * k / LEVELS) - beside) / ones[1]) for k in range(LEVELS + 1)]
-    return {"ms_by_batch": dict(sorted(means.items())), "beside_ms": beside, "ratios": ratios}
+    return {"ms_by_batch": dict(sorted(means.items())), "beside_ms": beside, "ratios": ratios, "rested": rested}
+
+
+def rest(live: ServedLive, busy_ms: float, pause_ms: float, seconds: float) -> tuple[float, float]:
+    """(ms of rest, ms that a request takes longer after it) from single requests, each long after the last one's answer."""
+    rate = 1000 / (busy_ms + pause_ms)
+    load = open_loop(live.target, rate_per_s=rate, seconds=seconds, mode="constant", concurrency=CLIENTS)
+    return 1000 / rate - load.mean_ms, max(0.0, load.mean_ms - busy_ms)
 
 
 def together(live: ServedLive, alone: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -124,7 +135,7 @@ def path_of(fed: dict[str, Any]) -> ServedPath:
     curve = LatencyCurve(points=tuple(zip(sizes, rising.tolist(), strict=True)), ratios=tuple(fed["ratios"]))
     return ServedPath(
         shapes=(ShapeLoad(curve=curve),), max_batch=BATCH, instances=INSTANCES, slowdown=(1.0, fed["slowdown"]),
-        overhead_ms=fed["beside_ms"],
+        rested=((0.0, 0.0), *map(tuple, fed["rested"])), overhead_ms=fed["beside_ms"],
     )  # fmt: skip
 
 

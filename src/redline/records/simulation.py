@@ -103,6 +103,9 @@ class ServedPath:
     slowdown: tuple[float, ...] = ()
     """Service time of each of 1, 2, 3 ... batches that compute at once on one GPU, over its time alone; the last value goes
     on in proportion. None: they do not disturb each other."""
+    rested: tuple[tuple[float, float], ...] = ()
+    """(ms in which an instance has no batch, ms that its next one takes longer), ascending; straight lines between, level
+    beyond. Its caches grow cold and cores sleep. None: an instance that has rested is as fast as ever."""
     link_gb_s: float | None = None
     """Host to device, one direction; None: copies take no time."""
     duplex: bool = True

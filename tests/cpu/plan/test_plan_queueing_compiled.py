@@ -20,6 +20,7 @@ shapes = tuple(
 path = ServedPath(
     shapes=shapes, rate_per_s=2000.0, decode_workers=4, decode_cv=0.5, max_batch=4, delay_ms=2.0, queue_limit=20, instances=2,
     grouping="equal", slowdown=(1.0, 1.6), link_gb_s=10.0, gpus_per_link=2, gpus=3, queues="two-choices", nodes=2,
+    rested=((1.0, 0.0), (30.0, 2.0)),
     outages=(Outage(unit="gpu", index=1, at_s=0.2, seconds=0.3),), mean_up_s=1.0, mean_down_s=0.1,
 )
 print(jit.COMPILED, simulate(path, requests=3000, seed=7))

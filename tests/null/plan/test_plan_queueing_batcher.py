@@ -83,6 +83,14 @@ def test_instances_on_one_device_slow_each_other_down() -> None:
     assert answers(path((1, 10.0), ms=(0, 5), instances=2, slowdown=(1.0, 2.0))) == [15, 20]
 
 
+def test_an_instance_that_rested_takes_longer() -> None:
+    """After 6 ms of rest 0.4 ms longer, after none nothing, and never more than 5 ms; each instance by its own rest."""
+    case = path((1, 4.0), ms=(0, 10, 14, 100, 400), rested=((2.0, 0.0), (52.0, 5.0)))
+    assert answers(case) == [4, 14.4, 18.4, 109, 409]
+    two = path((1, 4.0), ms=(10, 40), instances=2, rested=((0.0, 0.0), (50.0, 5.0)))
+    assert answers(two) == [15, 48], "the second instance had no batch yet"
+
+
 def test_copies_share_a_link_and_overlap_with_the_other_instance() -> None:
     """A copy of 2 MB at 1 GB/s takes 2 ms: in 0-2 and 2-4, computed by 12 and 14, out (1 ms) by 13 and 15."""
     case = path((1, 10.0), ms=(0, 0), instances=2, link_gb_s=1.0)

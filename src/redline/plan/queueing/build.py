@@ -40,7 +40,8 @@ def prepared(path: ServedPath, requests: int, seed: int) -> tuple[World, Rules, 
     rules = rules_of(path)
     ints, floats = _units(path, rules)
     factors = _factors([one.curve for one in path.shapes], count, services)
-    world = World(ints=ints, floats=floats, times=times, notes=notes, table=_table(path), factors=factors)
+    rested = np.array(path.rested, np.float64).reshape(-1, 2).T.copy()
+    world = World(ints=ints, floats=floats, times=times, notes=notes, table=_table(path), factors=factors, rested=rested)
     return world, rules, _outages(path, rules, float(times[-1, at.ARRIVES]), away)
 
 

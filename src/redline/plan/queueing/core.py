@@ -236,7 +236,8 @@ def begin(heap: Heap, w: World, rules: Rules, lane: int, first: int, count: int,
             work += w.table[shape, members]
             copied += members * w.table[shape, 0]
     draw = ints[rules.sums + at.BATCHES] % w.factors.shape[1]
-    w.floats[lane + at.LEFT] = work * w.factors[w.notes[first, at.SHAPE], draw]
+    more = np.interp(now - w.floats[lane + at.RESTS], w.rested[0], w.rested[1]) if w.rested.size else 0.0
+    w.floats[lane + at.LEFT] = work * w.factors[w.notes[first, at.SHAPE], draw] + more
     ints[rules.sums + at.BATCHES] += 1
     ints[rules.sums + at.SERVED] += count
     if copied > 0:
@@ -326,6 +327,7 @@ def answered(heap: Heap, w: World, rules: Rules, lane: int, now: float, mark: fl
     ints[q + at.INSIDE] -= count
     ints[ints[q + at.NODE] + at.INSIDE] -= count
     ints[lane + at.STATE] = at.AT_REST
+    w.floats[lane + at.RESTS] = now
     if ints[lane + at.DOWN] == 0:
         rest(heap, w, rules, lane, now)
 

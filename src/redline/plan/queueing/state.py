@@ -44,8 +44,8 @@ EVENTS, BATCHES, SERVED = range(3)
 
 CHANGED = 0
 """Floats of a device: the time of its last change. Of a node: when each worker is free. Of a link: when each way is free."""
-SINCE, LEFT = range(2)
-"""Floats of a lane: when it got its batch, the work left as if it were alone."""
+SINCE, LEFT, RESTS = range(3)
+"""Floats of a lane: when it got its batch, the work left as if it were alone, when it last became idle."""
 HOST_BUSY, LANE_BUSY, DEVICE_BUSY, LINK_BUSY = range(4)
 """Floats of the sums: milliseconds of all units together."""
 
@@ -98,3 +98,5 @@ class World(NamedTuple):
     """(shapes + 1, max_batch + 2): mean time by batch from 1, copy in at 0, copy out at the end; last row: 1 if preferred."""
     factors: Floats
     """(shapes, draws): the n-th batch's time over its mean."""
+    rested: Floats
+    """(2, points): milliseconds at rest, and how much longer the next batch takes."""
