@@ -5,8 +5,9 @@
 
 1. modelopt puts a fake quantiser before every convolution's input and weight and calibrates them (`INT8_DEFAULT_CFG`:
    symmetric, weights per channel, activations per tensor: the places and the form of redline's INT8).
-2. The detector trains on with its own loss, batch statistics frozen, at a small falling rate: gradients pass the rounding
-   unchanged (straight through), and weights move to where rounding costs least.
+2. The rounded detector learns to answer as its own FP32 does: no labels and no training loss of its own, only images. Batch
+   statistics are frozen, the rate is small and falls; gradients pass the rounding unchanged (straight through), and weights
+   move to where rounding costs least.
 3. The quantisers are dropped and the weights saved. To redline they are weights like any: it calibrates and rounds them itself,
    `[model] weights = "trained/demo_qat.safetensors"`.
 
@@ -22,17 +23,19 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from redline.data import load_dataset, read_bytes
+from redline.demo import loss as yolox
 from redline.demo.feed import Feed, Ring
-from redline.demo.loss import loss
 from redline.demo.scenes import write_dataset
 from redline.export import export_onnx
 from redline.model.load import load_detector
@@ -48,7 +51,7 @@ SIDE = 320
 TRAIN_SEED, CALIBRATE_SEED, EVALUATE_SEED = 9_000_000, 9_100_000, 9_200_000
 """Series of scenes apart from each other and from all that the weights were trained and measured on."""
 CALIBRATION, WEIGHED = 64, 8
-BATCH, RING = 16, 512
+BATCH, RING = 8, 512
 RATE, CLIP_NORM = 1e-4, 10.0
 
 
@@ -86,48 +89,83 @@ def fine_tuned(path: Path, seconds: float) -> int:
     import modelopt.torch.quantization as mtq
 
     torch.manual_seed(0)
-    network, feed, ring = demo(), Feed(1, TRAIN_SEED), Ring(RING, torch.device("cpu"))
-    try:
-        while ring.filled < min(RING, CALIBRATION * 4):
-            feed.pour(ring, wait=True)
-        network.eval()
+    ring = _scenes()
+    teacher, network = demo().eval(), demo().eval()
 
-        def look(model: nn.Module) -> None:
-            for _ in range(CALIBRATION // BATCH):
-                model(ring.batch(BATCH, SIDE, exact=1.0)[0])
+    def look(model: nn.Module) -> None:
+        for _ in range(CALIBRATION // BATCH):
+            model(ring.batch(BATCH, SIDE, exact=1.0)[0])
 
-        with torch.no_grad():
-            network = mtq.quantize(network, mtq.INT8_DEFAULT_CFG, look)
-        steps = _train(network, feed, ring, seconds)
-    finally:
-        feed.close()
+    with torch.no_grad():
+        network = mtq.quantize(network, mtq.INT8_DEFAULT_CFG, look)
+    steps = _train(network, teacher, ring, seconds)
     state = network.state_dict()
     save_file({n: v.contiguous() for n, v in state.items() if "quantizer" not in n and v.is_floating_point()}, path)
     return steps
 
 
-def _train(network: nn.Module, feed: Feed, ring: Ring, seconds: float) -> int:
-    network.train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()  # deployed, its statistics are constants
+def _scenes() -> Ring:
+    feed, ring = Feed(2, TRAIN_SEED), Ring(RING, torch.device("cpu"))
+    try:
+        while ring.filled < ring.capacity:
+            feed.pour(ring, wait=True)
+    finally:
+        feed.close()
+    return ring
+
+
+def _train(network: nn.Module, teacher: nn.Module, ring: Ring, seconds: float) -> int:
+    for model in (teacher, network):
+        _per_level(model)
     optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.0)
     start, steps, told = time.monotonic(), 0, 0.0
     while (spent := time.monotonic() - start) < seconds:
         for group in optimiser.param_groups:
             group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * spent / seconds))
-        images, targets = ring.batch(BATCH, SIDE, exact=0.8)
-        found = loss(network(images), targets)
+        images, _ = ring.batch(BATCH, SIDE, exact=0.8)
+        with torch.no_grad():
+            wanted = teacher(images)
+        loss = distance(network(images), wanted)
         optimiser.zero_grad(set_to_none=True)
-        found.total.backward()
+        loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
         optimiser.step()
-        feed.pour(ring, wait=False)
         steps += 1
         if spent - told > 10:
             told = spent
-            print(f"{spent:5.0f} s  step {steps}  loss {found.total.item():.3f}", flush=True)
+            print(f"{spent:5.0f} s  step {steps}  loss {loss.item():.4f}", flush=True)
     return steps
+
+
+def _per_level(network: nn.Module) -> None:
+    """Training mode, which gives the logits of each level; batch statistics stay the constants they are deployed as."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+def distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """How far two sets of per-level logits are from the same detections, 0 where they are equal.
+
+    The terms of YOLOX's loss with the other's answers in place of labels: generalised IoU of the boxes, cross-entropy of
+    objectness and classes above the answers' own entropy; an anchor counts as much as the other believes in it.
+    """
+    (ours, grid), (theirs, _) = yolox.flatten(found), yolox.flatten(wanted)
+    belief = theirs[..., 4].sigmoid()
+    number = belief.sum().clamp(min=1)
+    _, overlap = yolox.iou(yolox.decode(ours, grid), yolox.decode(theirs, grid))
+    box = ((1 - overlap) * belief).sum() / number
+    objectness = _divergence(ours[..., 4], theirs[..., 4]).sum() / number
+    classes = (_divergence(ours[..., 5:], theirs[..., 5:]) * belief[..., None]).sum() / number
+    return yolox.BOX_WEIGHT * box + objectness + classes
+
+
+def _divergence(found: Tensor, wanted: Tensor) -> Tensor:
+    """Kullback-Leibler, of two-valued answers given as logits."""
+    answer = wanted.sigmoid()
+    entropy = functional.binary_cross_entropy_with_logits
+    return entropy(found, answer, reduction="none") - entropy(wanted, answer, reduction="none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
