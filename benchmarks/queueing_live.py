@@ -135,7 +135,7 @@ def path_of(fed: dict[str, Any]) -> ServedPath:
     curve = LatencyCurve(points=tuple(zip(sizes, rising.tolist(), strict=True)), ratios=tuple(fed["ratios"]))
     return ServedPath(
         shapes=(ShapeLoad(curve=curve),), max_batch=BATCH, instances=INSTANCES, slowdown=(1.0, fed["slowdown"]),
-        rested=((0.0, 0.0), *map(tuple, fed["rested"])), overhead_ms=fed["beside_ms"],
+        rested=((0.0, 0.0), *((pause, more) for pause, more in fed["rested"] if pause > 0)), overhead_ms=fed["beside_ms"],
     )  # fmt: skip
 
 
