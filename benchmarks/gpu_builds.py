@@ -106,6 +106,10 @@ class Free(Library):
         Library.follow_graph(self, network, config, precision, wide)
 
 
+LIBRARIES: dict[str, type[Library]] = {"free": Free, "asked": Library, "typed": Typed, "few": Few}
+"""By the name of how types are asked for."""
+
+
 def like(kind: type[Library], library: Library) -> Library:
     return kind(library.module, library.name, library.version)
 

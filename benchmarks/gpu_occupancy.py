@@ -18,7 +18,7 @@ from typing import Any
 
 from redline.doctor import inspect_machine
 from redline.errors import BadInput, TrialError
-from redline.kernels.nvrtc import ok
+from redline.kernels.nvrtc import machine_code, ok
 from redline.plan.occupancy import occupancy
 from redline.store import dump
 
@@ -51,28 +51,13 @@ BLOCKS, CYCLES = 66, 150_000
 NO_ROOM = "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"
 
 
-def cubin(live: int, architecture: str) -> bytes:
-    from cuda.bindings import nvrtc
-
-    program = ok(nvrtc.nvrtcCreateProgram(SOURCE.encode(), b"hold.cu", 0, [], []))
-    options = [f"--gpu-architecture={architecture}".encode(), f"-DLIVE={live}".encode()]
-    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    if int(error) != 0:
-        log = bytearray(ok(nvrtc.nvrtcGetProgramLogSize(program)))
-        nvrtc.nvrtcGetProgramLog(program, log)
-        raise SystemExit(log.decode(errors="replace"))
-    code = bytearray(ok(nvrtc.nvrtcGetCUBINSize(program)))
-    ok(nvrtc.nvrtcGetCUBIN(program, code))
-    return bytes(code)
-
-
 class Held:
     """The kernel that keeps `live` values in registers."""
 
-    def __init__(self, live: int, capability: tuple[int, int]) -> None:
+    def __init__(self, live: int, capability: tuple[int, int], most_shared: int) -> None:
         from cuda.bindings import driver
 
-        code = cubin(live, f"sm_{capability[0]}{capability[1]}")
+        code = machine_code(SOURCE, "hold.cu", f"sm_{capability[0]}{capability[1]}", [f"LIVE={live}"])
         self.module = ok(driver.cuModuleLoadData(code))
         self.function = ok(driver.cuModuleGetFunction(self.module, b"hold"))
         kinds = driver.CUfunction_attribute
@@ -81,7 +66,7 @@ class Held:
         carve = kinds.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
         ok(driver.cuFuncSetAttribute(self.function, carve, 100))
         most = kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        ok(driver.cuFuncSetAttribute(self.function, most, max(SHARED)))
+        ok(driver.cuFuncSetAttribute(self.function, most, most_shared))
 
     def by_driver(self, threads: int, shared: int) -> int:
         from cuda.bindings import driver
@@ -116,7 +101,9 @@ def row(held: Held, capability: tuple[int, int], threads: int, shared: int) -> d
     try:
         counted = held.counted(threads, shared)
     except TrialError as error:
-        counted = [0, 0] if error.got == NO_ROOM else [-1, -1]
+        if error.got != NO_ROOM:
+            raise
+        counted = [0, 0]
     return {
         "threads": threads,
         "registers": held.registers,
@@ -136,8 +123,10 @@ def main() -> None:
     given = options.parse_args()
     torch.zeros(1, device="cuda")
     capability = torch.cuda.get_device_capability(0)
-    kernels = [Held(live, capability) for live in LIVE]
-    rows = [row(held, capability, *one) for held in kernels for one in product(THREADS, SHARED)]
+    most = torch.cuda.get_device_properties(0).shared_memory_per_block_optin
+    kernels = [Held(live, capability, most) for live in LIVE]
+    sizes = [size for size in SHARED if size <= most]
+    rows = [row(held, capability, *one) for held in kernels for one in product(THREADS, sizes)]
     compared = [one for one in rows if "computed" in one]
     result = {
         "environment": json.loads(dump(inspect_machine())),

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from gpu_builds import Few, Free, Typed, like
+from gpu_builds import LIBRARIES, like
 from redline.engine.cuts import GIVEN, Wiring, choose_cuts, split_graph, wire
 from redline.engine.graph_facts import infer
 from redline.engine.tensorrt_builder import build_plan
 from redline.engine.tensorrt_store import _timings, place_of
-from redline.engine.tensorrt_versions import Library, find
+from redline.engine.tensorrt_versions import find
 from redline.errors import RedlineError
 from redline.records import BuildOptions, EngineProfile, OnnxModel
 from redline.store.disk import write_file
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 Piece = tuple[str, tuple[int, ...]]
 """A file, and the shape of its first input."""
-LIBRARIES = {"free": Free, "typed": Typed, "few": Few}
 
 
 def fixed(model: OnnxModel, shape: tuple[int, ...], folder: Path) -> OnnxModel:
@@ -97,7 +96,7 @@ def timings_of(piece: Piece, options: BuildOptions, how: str, begin: bytes) -> t
     """Build one piece, in a process of its own: (timing cache, seconds). Nothing if it cannot be built alone."""
     path, first = piece
     profile = EngineProfile(index=0, minimum=first, optimum=first, maximum=first)
-    library = like(LIBRARIES.get(how, Library), find("tensorrt"))
+    library = like(LIBRARIES[how], find("tensorrt"))
     started = time.perf_counter()
     try:
         plan = build_plan(path, replace(options, profiles=(profile,)), library, timing_cache=begin)

@@ -13,7 +13,7 @@ simulation could know.
 Agreement: P95 over all windows within 10 % of the prediction, or the prediction inside the 95 % interval that A/A gives it,
 which must be 10 % or less itself. Takes 10 minutes, and a few more where the folder has no finished run yet.
 
-    python benchmarks/queueing_live.py --work FOLDER [--output FILE] [--quick]
+    python benchmarks/queueing_live.py --work FOLDER [--output FILE] [--without-rest] [--quick]
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ AGREEMENT = 0.10
 def main() -> int:
     options = parser(__doc__)
     options.add_argument("--quick", action="store_true", help="windows too short for a verdict: does the protocol run?")
+    options.add_argument("--without-rest", action="store_true", help="nothing is asked of rest, and nothing told")
     given = options.parse_args()
     windows, window_s, loop_s = QUICK if given.quick else (WINDOWS, WINDOW_S, LOOP_S)
     case, result = demo_case(given.work, given.minutes), dict[str, Any]()
     with watched(result):
-        alone = alone_of(case, loop_s)
+        alone = alone_of(case, loop_s, () if given.without_rest else RESTS_MS)
         with served(case, INSTANCES) as live:
             fed = together(live, alone, loop_s)
             path = path_of(fed)
@@ -90,14 +91,14 @@ def loop(live: ServedLive, callers: int, seconds: float) -> Load:
     return closed_loop(live.target, concurrency=callers, seconds=seconds, same_batch=live.same_batch)
 
 
-def alone_of(case: Case, seconds: float) -> dict[str, Any]:
+def alone_of(case: Case, seconds: float, pauses: tuple[float, ...]) -> dict[str, Any]:
     """Of one instance: mean ms by batch, the spread of single requests as ratios, and what a request takes beside."""
     with served(case, 1) as live:
         loop(live, BATCH + 1, seconds / 2)  # warm
         _, start = times_of(live, Counter())
         single = loop(live, 1, seconds)
         ones, _ = times_of(live, start)
-        rested = [rest(live, single.mean_ms, pause, 2 * seconds) for pause in RESTS_MS]
+        rested = [rest(live, single.mean_ms, pause, 2 * seconds) for pause in pauses]
         _, before = times_of(live, Counter())
         for callers in range(2, BATCH + 2):
             loop(live, callers, seconds)

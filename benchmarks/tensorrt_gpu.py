@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpu_builds import BuildClock, Few, Free, Native, Typed, like
+from gpu_builds import LIBRARIES, BuildClock, Native, like
 from gpu_models import detector, graph, roof_ms
 from gpu_variants import is_native
 from redline.doctor import inspect_machine
@@ -31,7 +31,7 @@ from redline.engine import cuda
 from redline.engine.graph_facts import node_facts, read_graph, total_flop
 from redline.engine.tensorrt_runner import TensorRTRunner
 from redline.engine.tensorrt_store import _timings, build_engine, place_of
-from redline.engine.tensorrt_versions import Library, find
+from redline.engine.tensorrt_versions import find
 from redline.engine.torch_gpu_runner import TorchGpuRunner
 from redline.measure.telemetry import telemetry
 from redline.records import BuildOptions, EngineBuild, EngineProfile, OnnxModel, Telemetry
@@ -58,7 +58,7 @@ class Bench:
         self.given = given
         self.library: Any = None if all(phase.startswith("warm") for phase in given.phases) else find("tensorrt")
         if self.library is not None:
-            self.library = like({"free": Free, "typed": Typed, "few": Few}.get(given.how, Library), self.library)
+            self.library = like(LIBRARIES[given.how], self.library)
         self.store = Store(given.work / "store")
         self.rows: list[dict[str, Any]] = []
         self.phase, self.started = "", time.time()
@@ -232,7 +232,7 @@ def main(phases: dict[str, Any] | None = None, about: str | None = __doc__) -> N
     options.add_argument("--data", type=Path)
     options.add_argument("--out", type=Path, required=True)
     options.add_argument("--clock", action="store_true", help="say where a build's time goes (it costs a little)")
-    options.add_argument("--how", choices=("free", "asked", "typed", "few"), default="asked", help="see gpu_builds.py")
+    options.add_argument("--how", choices=LIBRARIES, default="asked", help="see gpu_builds.py")
     options.add_argument("--build-only", action="store_true", help="a phase ends with its first build")
     options.add_argument("--timings", type=Path, help="a timing cache to begin with")
     options.add_argument("--level", type=int, help="optimisation level of every build; default: each phase's own")

@@ -37,6 +37,7 @@ from redline.data import load_dataset, read_bytes
 from redline.demo import loss as yolox
 from redline.demo.feed import Feed, Ring
 from redline.demo.scenes import write_dataset
+from redline.doctor import inspect_machine
 from redline.export import export_onnx
 from redline.model.load import load_detector
 from redline.parity import ground_truth, observe
@@ -44,6 +45,7 @@ from redline.parity.bootstrap import map_drop
 from redline.quantizing import calibrate, table_of
 from redline.records import DataRef, Dataset, Detections, Head, ModelSpec, Preprocess
 from redline.sensitivity import Scales, choose_calibrator
+from redline.store import dump
 from redline.vision import decode
 from redline.zoo import demo
 
@@ -72,6 +74,7 @@ def main() -> None:
         "INT8, original weights": before.narrow, "FP32, trained on": after.wide, "INT8, trained on": after.narrow,
     }.items()}  # fmt: skip
     record = {
+        "environment": json.loads(dump(inspect_machine())),
         "steps": steps,
         "minutes": given.minutes,
         "scenes": given.scenes,

@@ -84,10 +84,15 @@ def compile_kernel(name: str, function: str, defines: Sequence[str]) -> Kernel:
 @cache
 def compiled(name: str, architecture: str, defines: tuple[str, ...]) -> bytes:
     """Machine code for an architecture such as "sm_90"; needs no GPU. Raises TrialError: kernels.compile."""
+    return machine_code(source(name), name, architecture, defines)
+
+
+def machine_code(text: str, name: str, architecture: str, defines: Sequence[str]) -> bytes:
+    """As `compiled`, of CUDA C++ that lies in no file of this package; `name` is for the compiler's messages."""
     from cuda.bindings import nvrtc
 
     options = [option.encode() for option in (f"--gpu-architecture={architecture}", *OPTIONS, *(f"-D{d}" for d in defines))]
-    program = ok(nvrtc.nvrtcCreateProgram(source(name).encode(), name.encode(), 0, [], []))
+    program = ok(nvrtc.nvrtcCreateProgram(text.encode(), name.encode(), 0, [], []))
     try:
         (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:

@@ -53,3 +53,21 @@ def test_weights_move_and_int8_before_and_after_is_compared_with_the_original_fp
     assert len({row["reference_ap"] for row in rows.values()}) == 1, "all are compared with the FP32 of the original weights"
     assert all(row["relative_low_pct"] <= row["relative_pct"] <= row["relative_high_pct"] for row in rows.values())
     assert rows["INT8, original weights"]["candidate_ap"] != rows["INT8, original weights"]["reference_ap"]
+
+
+def test_the_distance_is_none_between_equal_answers_and_grows_with_what_is_believed(example: Any) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    levels = [torch.randn(2, 8, side, side) for side in (12, 6, 3)]
+    assert example.distance(levels, levels).item() == pytest.approx(0, abs=1e-5)
+    others = [level + 0.1 * torch.randn_like(level) for level in levels]
+    near, far = (example.distance([a + step * (b - a) for a, b in zip(levels, others, strict=True)], levels) for step in (1, 5))
+    assert 0 < near.item() < far.item()
+    doubted = [level.clone() for level in levels]
+    for level in doubted:
+        level[:, 4] -= 20  # nothing is believed in, so boxes and classes that differ do not matter
+    moved = [level.clone() for level in doubted]
+    for level in moved:
+        level[:, [0, 1, 2, 3, 5, 6, 7]] += 1
+    assert example.distance(moved, doubted).item() == pytest.approx(0, abs=1e-3)
