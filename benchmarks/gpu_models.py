@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Collection
@@ -99,7 +100,7 @@ def quantised(
         held = narrowed(read_graph(graph(name, weights, folder, False).path), held, keep_wide)
     if plain:
         held = replace(held, points=tuple(point for point in held.points if point.node in held.weights))
-    called = f"{table}-{len(keep_wide)}-{'half' if half else 'full'}{'-plain' if plain else ''}"
+    called = f"{table}-{len(keep_wide)}-{'half' if half else 'full'}{'-plain' if plain else ''}-{os.getpid()}"
     return export_int8(source, folder / name, held, name=called)
 
 

@@ -35,7 +35,7 @@ def warm(bench: Bench) -> None:
 
 def warm_two(bench: Bench) -> None:
     """What the phases with two profiles compile."""
-    for name, shape, scale in (("retina91", RETINA, NORMAL), ("yolox640", YOLOX[0], 1.0)):
+    for name, shape, scale in (("yolox640", YOLOX[0], 1.0), ("retina91", RETINA, NORMAL), ("yolox640", YOLOX[1], 1.0)):
         for count in (32, 1):
             time_torch(bench, name, "fp16", (count, *shape[1:]), scale=scale, compiled=True, seconds=0.2)
 
@@ -299,6 +299,7 @@ PHASES: dict[str, Any] = {
     "rows_native": lambda bench: moonshot(bench, "rows-native"),
     "half_outputs": half_outputs, "converters": converters, "mix": mix,
     "pair": lambda bench: pair(bench, retina_build(bench), images(RETINA, NORMAL)),
+    "pair_two": lambda bench: pair(bench, pair_of_profiles(bench, "retina91", RETINA), images(RETINA, NORMAL)),
     "retina_two": retina_two, "yolox_pieces": yolox_pieces,
     **{f"yolox_exact_{count}": partial(yolox_exact, count=count) for count in (1, 32)},
     **{

@@ -119,7 +119,7 @@ def time_pieces(bench: Bench, models: list[OnnxModel], options: BuildOptions, *,
     joined = config.create_timing_cache(begin)
     act = partial(timings_of, options=options, how=bench.given.how, begin=begin)
     started, spent = time.perf_counter(), list[float]()
-    pool = ProcessPoolExecutor(max(1, (os.cpu_count() or 1) - 1), get_context("spawn"))
+    pool = ProcessPoolExecutor(max(1, len(os.sched_getaffinity(0)) - 1), get_context("spawn"))
     jobs = [pool.submit(act, piece) for piece in todo]
     try:
         for job in as_completed(jobs, timeout=seconds):

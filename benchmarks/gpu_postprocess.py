@@ -256,11 +256,12 @@ SWEEP = [
 """One change at a time."""
 
 
-def sweep(results: Results) -> None:
-    for images in (1, 8):
+def sweep(results: Results, batches: Sequence[int], part: Sequence[int]) -> None:
+    """Changes `part[0]`, `part[0] + part[1]`, ... of those that there are."""
+    for images in batches:
         case = cases(images)[0]
         outputs = case.outputs("cuda")
-        for change in ({}, *SWEEP):
+        for change in ({}, *SWEEP)[part[0] :: part[1]]:
             guarded(results, "sweep", case, partial(_swept, case, outputs, change), change=change)
 
 
@@ -319,7 +320,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--check-only", action="store_true", help="a small input, no graphs, no times: for compute-sanitizer")
-    parser.add_argument("--sweep", action="store_true", help="also every block size, one change at a time")
+    parser.add_argument("--sweep", action="store_true", help="every block size, one change at a time, and nothing else")
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), help="of the sweep: so that several processes compile it")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     given = parser.parse_args()
     results = Results(given.out)
@@ -328,10 +330,11 @@ def main() -> int:
         print("all correct" if good else "NOT CORRECT")
         return 0 if good else 1
     results.facts |= {"gpu": torch.cuda.get_device_name(0), "copy_bytes_s": copy_bytes_s(), "tiles": asdict(Tiles())}
+    if given.sweep:
+        sweep(results, given.batches, given.part)
+        return 0
     good = check_all("cuda", results, small=False)
     table = measure(results, given.batches)
-    if given.sweep:
-        sweep(results)
     show(table)
     return 0 if good and all(row.get("correct") for _, row in table) else 1
 

@@ -15,23 +15,23 @@ pipelines: 85 % of the network's; 2,000/s within 20 ms on one GPU: YOLOX-Nano ye
 from __future__ import annotations
 
 import io
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from gpu_capacity import Workers, capacity, rates
 from gpu_checks import read_rgb
 from gpu_models import detector
 from gpu_phases import RETINA, YOLOX, pair_of_profiles
+from redline.engine.torch_gpu_runner import TorchGpuRunner
 from redline.kernels.jpeg import JpegDecoder
 from redline.predict import Predictor
 from redline.records import Detections, Detector, DeviceImage, EngineBuild, Postprocess
@@ -39,15 +39,14 @@ from redline.resident import ResidentPipeline
 from redline.vision import prepare
 from tensorrt_gpu import Bench, main, timed
 
-CLASSES = {"retina91": 91, "yolox640-stem": 80}
+CLASSES = {"retina91": 91, "retina4": 4, "yolox640-stem": 80}
 POST: dict[str, Postprocess] = {}
-LIMIT_MS = 20.0
 NEAR_PX, NEAR = 0.05, 1e-3
 
 
-def device_image(pixels: Any) -> tuple[DeviceImage, Any]:
+def device_image(pixels: Any, device: int = 0) -> tuple[DeviceImage, Any]:
     """(record, the tensor that owns the memory)."""
-    held = torch.zeros(pixels.size + 64, dtype=torch.uint8, device="cuda")
+    held = torch.zeros(pixels.size + 64, dtype=torch.uint8, device=f"cuda:{device}")
     held[: pixels.size].copy_(torch.from_numpy(pixels.reshape(-1)))
     height, width, _ = pixels.shape
     return DeviceImage(pointer=held.data_ptr(), height=height, width=width, row_bytes=3 * width), held
@@ -73,7 +72,7 @@ def prepared(name: str, weights: Path) -> Detector:
 def threshold(bench: Bench, name: str, runner: Any, photo: Any) -> Postprocess:
     """Random weights put no score above RetinaNet's 0.05: the one that a hundredth of the scores are above, as is usual."""
     source = prepared(name, bench.given.weights)
-    if not name.startswith("retina"):
+    if name != "retina91":
         return source.postprocess
     logits = runner.run(prepare(photo, source.preprocess, "fixed")[0][None])[0].astype(np.float32)
     return replace(source.postprocess, score=float(1 / (1 + np.exp(-np.quantile(logits, 0.99)))))
@@ -86,15 +85,20 @@ def pipeline(bench: Bench, name: str, runner: Any, images: int, **how: Any) -> R
     return ResidentPipeline(runner, *parts, input_hw=shape, images=images, **how)
 
 
-def equal(bench: Bench, name: str, runner: Any, pipe: ResidentPipeline, photos: Sequence[Any]) -> None:
-    """From identical pixels. The reference: numpy before and after the same engine."""
+def equal(
+    bench: Bench, name: str, runner: Any, pipe: ResidentPipeline, paths: Sequence[Path], decoder: JpegDecoder | None = None
+) -> None:
+    """Against numpy before and after the same engine: from identical pixels, or each side from its own decoder's."""
     source = prepared(name, bench.given.weights)
     reference = Predictor(runner, source.preprocess, source.head, POST[name], "fixed")
     hits = total = extra = 0
     arrays: dict[str, list[Any]] = {}
-    for pixels in photos:
+    for path in paths:
+        pixels = read_rgb(path)
         image, held = device_image(pixels)
         torch.cuda.synchronize()
+        if decoder is not None:
+            image = decoder.decode([path.read_bytes()], stream=pipe.stream.cuda_stream)[0].image  # type: ignore[assignment]
         pipe.launch([image])
         found, wanted = pipe.wait()[0], reference([pixels])[0]
         del held
@@ -104,10 +108,11 @@ def equal(bench: Bench, name: str, runner: Any, pipe: ResidentPipeline, photos: 
             for field in ("boxes", "scores", "labels"):
                 arrays.setdefault(f"{how}_{field}", []).append(getattr(side, field))
             arrays.setdefault(f"{how}_counts", []).append(np.array([len(side.scores)]))
-    names = sorted(path.name for path in photo_paths(bench))[: len(photos)]
     joined = {key: np.concatenate(value) for key, value in arrays.items()}
-    np.savez_compressed(bench.given.out / f"detections-{name}-resident.npz", files=names, **joined)
-    bench.note(model=name, what="equal", images=len(photos), reference=total, found_again=hits, not_in_reference=extra)
+    what = "equal" if decoder is None else "decoded on the GPU"
+    file = bench.given.out / f"detections-{name}-{'resident' if decoder is None else 'jpeg'}.npz"
+    np.savez_compressed(file, files=[path.name for path in paths], **joined)
+    bench.note(model=name, what=what, images=len(paths), reference=total, found_again=hits, not_in_reference=extra)
 
 
 def photo_paths(bench: Bench) -> list[Path]:
@@ -120,9 +125,9 @@ def jpeg(pixels: Any) -> bytes:
     return held.getvalue()
 
 
-def full_hd(photos: Sequence[Any]) -> Any:
-    """A photograph at 1080 x 1920, or, for RetinaNet's fixed square, at what becomes one."""
-    return np.asarray(Image.fromarray(photos[0]).resize((1920, 1080), Image.Resampling.BICUBIC))
+def full_hd(path: Path) -> Any:
+    """A photograph at 1080 x 1920."""
+    return np.asarray(Image.fromarray(read_rgb(path)).resize((1920, 1080), Image.Resampling.BICUBIC))
 
 
 def latency(bench: Bench, name: str, pipe: ResidentPipeline, decoder: JpegDecoder, photo: Any) -> None:
@@ -152,91 +157,6 @@ def latency(bench: Bench, name: str, pipe: ResidentPipeline, decoder: JpegDecode
     del held
 
 
-class Workers:
-    """Threads that take requests from one queue, as many at once as their pipelines take: decode, launch, wait."""
-
-    def __init__(self, bench: Bench, name: str, runner: Any, images: int, count: int, files: Sequence[bytes] | None) -> None:
-        self.images, self.files = images, files
-        self.queue: SimpleQueue[float | None] = SimpleQueue()
-        self.taken: list[float] = []
-        self.pipes = [pipeline(bench, name, runner, images) for _ in range(count)]
-        self.decoders = [JpegDecoder(0, threads=2) for _ in range(count)] if files else []
-        self.threads: list[threading.Thread] = []
-
-    def work(self, index: int, image: DeviceImage | None) -> None:
-        torch.cuda.set_device(0)
-        pipe, over = self.pipes[index], False
-        while not over:
-            due = [self.queue.get()]
-            while len(due) < self.images and not self.queue.empty():
-                due.append(self.queue.get())
-            over = None in due
-            asked = [at for at in due if at is not None]
-            if over:
-                for _ in range(due.count(None) - 1):
-                    self.queue.put(None)
-            if not asked:
-                break
-            if self.files:
-                batch = [self.files[int(at * 1e6) % len(self.files)] for at in asked]
-                decoded = self.decoders[index].decode(batch, stream=pipe.stream.cuda_stream)
-                images = [one.image for one in decoded]
-            else:
-                images = [image] * len(asked)
-            pipe.launch(images)  # type: ignore[arg-type]
-            pipe.wait(len(asked))
-            now = time.perf_counter()
-            self.taken += [(now - at) * 1000 for at in asked]
-
-    def run(self, image: DeviceImage | None, requests: int, rate: float | None) -> dict[str, Any]:
-        """`requests` at once (None) or by a Poisson process; latency from the time each was due."""
-        self.taken = []
-        gaps = np.random.default_rng(0).exponential(1 / rate, requests) if rate else np.zeros(requests)
-        self.threads = [threading.Thread(target=self.work, args=(i, image)) for i in range(len(self.pipes))]
-        start = time.perf_counter()
-        for thread in self.threads:
-            thread.start()
-        for due in start + np.cumsum(gaps):
-            wait = due - time.perf_counter()
-            if wait > 0.0005:
-                time.sleep(wait)
-            self.queue.put(float(due))
-        for _ in self.threads:
-            self.queue.put(None)
-        for thread in self.threads:
-            thread.join()
-        seconds = time.perf_counter() - start
-        p50, p95, p99 = np.percentile(self.taken, (50, 95, 99))
-        return {"images_per_s": requests / seconds, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "offered_per_s": rate}
-
-
-def capacity(bench: Bench, name: str, runner: Any, images: int, files: Sequence[bytes], photo: Any) -> None:
-    """Saturated, then the highest of rising rates whose P95 is within the limit."""
-    image, held = device_image(photo)
-    rows: dict[str, float] = {}
-    for what, given in (("resident", None), ("jpeg", files)):
-        for count in (2, 3, 4):
-            workers = Workers(bench, name, runner, images, count, given)
-            workers.run(image, 20 * images * count, None)
-            row = workers.run(image, min(6000, 150 * images * count), None)
-            bench.note(model=name, what=f"capacity {what}", images=images, pipelines=count, **row)
-            rows[what] = max(rows.get(what, 0.0), row["images_per_s"])
-            if count == 3:
-                rising(bench, name, what, workers, image, row["images_per_s"])
-    del held
-
-
-def rising(bench: Bench, name: str, what: str, workers: Workers, image: DeviceImage, most: float) -> None:
-    for share in (0.5, 0.7, 0.8, 0.9, 0.95):
-        rate = share * most
-        row = workers.run(image, int(min(6000, max(800, 2 * rate))), rate)
-        bench.note(
-            model=name, what=f"poisson {what}", within=row["p95_ms"] <= LIMIT_MS, share=share, images=workers.images, **row
-        )
-        if row["p95_ms"] > 2 * LIMIT_MS:
-            break
-
-
 def network_alone(bench: Bench, name: str, runner: Any, images: int) -> None:
     """The same engine at the same batch, two lanes deep, input on the GPU."""
     shape = (images, 3, *runner.profiles[0][1][2:])
@@ -257,8 +177,19 @@ def network_alone(bench: Bench, name: str, runner: Any, images: int) -> None:
     bench.note(model=name, what="network alone", images=images, lanes=2, images_per_s=200 * images / seconds)
 
 
-def resident(bench: Bench, name: str, build: Callable[[], EngineBuild], images: int, photos: Sequence[Any], photo: Any) -> None:
-    runner = bench.runner(build(), lanes=2)
+def eager(bench: Bench, name: str, photo: Any) -> None:
+    """FP32 eager torch between numpy pre- and post-processing on the host, from decoded pixels to boxes."""
+    source = prepared(name, bench.given.weights)
+    runner = TorchGpuRunner(source.module)
+    predict = Predictor(runner, source.preprocess, source.head, POST[name], "fixed")
+    bench.note(
+        model=name, what="latency eager fp32, host", pixels=list(photo.shape), **timed(lambda: predict([photo]), 60, 8.0)
+    )
+    runner.close()
+
+
+def resident(bench: Bench, name: str, build: Callable[[], EngineBuild], images: int, paths: Sequence[Path]) -> None:
+    runner, photo = bench.runner(build(), lanes=2), full_hd(paths[0])
     POST[name] = threshold(bench, name, runner, photo)
     for kernel in ("triton", "cuda"):
         pipe = pipeline(bench, name, runner, 1, kernel=kernel)
@@ -270,24 +201,73 @@ def resident(bench: Bench, name: str, build: Callable[[], EngineBuild], images: 
 
         bench.note(model=name, what=f"latency resident, {kernel} kernel", **timed(once, 500, 3.0))
         del held
-    equal(bench, name, runner, pipe, photos)
-    latency(bench, name, pipe, JpegDecoder(0, threads=2), photo)
+    decoder = JpegDecoder(0, threads=2)
+    equal(bench, name, runner, pipe, paths)
+    equal(bench, name, runner, pipe, paths, decoder)
+    latency(bench, name, pipe, decoder, photo)
+    eager(bench, name, photo)
     network_alone(bench, name, runner, images)
-    files = [path.read_bytes() for path in photo_paths(bench)] if name.startswith("yolox") else [jpeg(photo)]
-    capacity(bench, name, runner, images, files, photo)
+    capacity(
+        bench, name, lambda count: [pipeline(bench, name, runner, images) for _ in range(count)],
+        images, {0: device_image(photo)}, files_of(bench, name, photo),
+    )  # fmt: skip
     runner.close()
 
 
-def retina_resident(bench: Bench) -> None:
-    photos = [read_rgb(path) for path in photo_paths(bench)[:12]]
-    resident(bench, "retina91", partial(pair_of_profiles, bench, "retina91", RETINA), 8, photos, full_hd(photos))
+def files_of(bench: Bench, name: str, photo: Any) -> list[bytes]:
+    """RetinaNet of a fixed square takes one size; YOLOX takes every photograph."""
+    return [path.read_bytes() for path in photo_paths(bench)] if name.startswith("yolox") else [jpeg(photo)]
 
 
-def yolox_resident(bench: Bench) -> None:
-    photos = [read_rgb(path) for path in photo_paths(bench)]
-    build = partial(pair_of_profiles, bench, "yolox640-stem", YOLOX[0])
-    resident(bench, "yolox640-stem", build, 16, photos, full_hd(photos))
+def objective(bench: Bench, name: str, build: EngineBuild, batches: Sequence[int]) -> None:
+    """JPEG in, boxes out, on one GPU and on all behind one queue: saturated, then rates around 2,000/s."""
+    count, photo = torch.cuda.device_count(), full_hd(photo_paths(bench)[0])
+    runners = [bench.runner(build, lanes=2, device=device) for device in range(count)]
+    POST[name] = threshold(bench, name, runners[0], photo)
+    files = files_of(bench, name, photo)
+    for used in (runners, runners[:1]) if count > 1 else (runners,):
+        held = {runner.device: device_image(photo, runner.device) for runner in used}
+        for images in batches:
+            for each in (3,):
+                pipes = [pipeline(bench, name, runner, images) for runner in used for _ in range(each)]
+                workers = Workers(pipes, images, held, files)
+                workers.run(40 * len(pipes), None)
+                row = workers.run(4000, None)
+                bench.note(model=name, what="capacity jpeg", images=images, pipelines_each=each, gpus=len(used), **row)
+                steps = [share * row["images_per_s"] for share in (0.3, 0.45, 0.6, 0.7, 0.8, 0.9)]
+                rates(bench, name, "jpeg", workers, [rate for rate in sorted((*steps, 2000.0)) if rate < row["images_per_s"]])
+    for runner in runners:
+        runner.close()
 
+
+def retina_build(bench: Bench) -> EngineBuild:
+    return pair_of_profiles(bench, "retina91", RETINA)
+
+
+def yolox_build(bench: Bench) -> EngineBuild:
+    return pair_of_profiles(bench, "yolox640-stem", YOLOX[0])
+
+
+def bccd_resident(bench: Bench) -> None:
+    """Accuracy of the kernels around the engine of gpu_phases' bccd."""
+    name = "retina4"
+    runner, decoder = bench.runner(bench.engine(name, "fp16", [(1, 3, 640, 864)], level=2)), JpegDecoder(0, threads=2)
+    POST[name] = prepared(name, bench.given.weights).postprocess
+    pipe, paths = pipeline(bench, name, runner, 1), sorted((bench.given.data / "bccd").iterdir())
+    equal(bench, name, runner, pipe, paths)
+    equal(bench, name, runner, pipe, paths, decoder)
+    latency(bench, name, pipe, decoder, read_rgb(paths[0]))
+    eager(bench, name, read_rgb(paths[0]))
+    runner.close()
+
+
+PHASES: dict[str, Any] = {
+    "retina_resident": lambda bench: resident(bench, "retina91", partial(retina_build, bench), 8, photo_paths(bench)[:12]),
+    "yolox_resident": lambda bench: resident(bench, "yolox640-stem", partial(yolox_build, bench), 16, photo_paths(bench)),
+    "bccd_resident": bccd_resident,
+    "yolox_objective": lambda bench: objective(bench, "yolox640-stem", yolox_build(bench), (8, 4)),
+    "retina_objective": lambda bench: objective(bench, "retina91", retina_build(bench), (4, 2)),
+}
 
 if __name__ == "__main__":
-    main({"retina_resident": retina_resident, "yolox_resident": yolox_resident})
+    main(PHASES)

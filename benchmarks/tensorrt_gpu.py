@@ -59,6 +59,7 @@ class Bench:
         self.library: Any = None if all(phase.startswith("warm") for phase in given.phases) else find("tensorrt")
         if self.library is not None:
             self.library = like(LIBRARIES[given.how], self.library)
+        given.work.mkdir(parents=True, exist_ok=True)
         self.store = Store(given.work / "store")
         self.rows: list[dict[str, Any]] = []
         self.phase, self.started = "", time.time()

@@ -40,6 +40,7 @@ class ResidentPipeline:
         no-kernel-form, kernels.compile.
         """
         torch.cuda.set_device(runner.device)
+        self.device = runner.device
         self._runner, self._preprocess, self._shapes = runner, prepared, shapes
         self.stream: Any = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call, unused-ignore]
         shape = (images, 3, *input_hw)

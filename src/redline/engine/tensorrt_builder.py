@@ -12,7 +12,7 @@ from redline.engine.graph_facts import NodeFact, narrow_nodes, node_facts, read_
 from redline.engine.tensorrt_graph import portable
 from redline.engine.tensorrt_lint import lint, require_clean
 from redline.engine.tensorrt_log import make_logger
-from redline.engine.tensorrt_proof import layer_facts, prove, typed_once
+from redline.engine.tensorrt_proof import inspector_layers, layer_facts, profile_of, prove, typed_once
 from redline.errors import TrialError
 from redline.records import TensorFact
 
@@ -99,30 +99,39 @@ def build_plan(
 def prove_precision(
     library: Library, engine: trt.ICudaEngine, options: BuildOptions, nodes: tuple[NodeFact, ...]
 ) -> PrecisionProof:
-    """Read the inspector of a loaded engine; a profile with open axes has types only in a context with a shape."""
-    open_axes = [profile for profile in options.profiles if profile.minimum != profile.maximum]
-    read = [layer_facts(_inspected(library, engine, profile), nodes) for profile in (None, *open_axes)]
+    """Read the inspector of a loaded engine; what can have several shapes has types only in a context that has one."""
+    form = library.module.LayerInformationFormat.JSON
+    whole = str(engine.create_engine_inspector().get_engine_information(form))
+    read = [layer_facts(whole, nodes)]
+    if len({shape for profile in options.profiles for shape in (profile.minimum, profile.maximum)}) > 1:
+        names = [str(layer.get("Name", "")) for layer in inspector_layers(whole)]
+        read += [layer_facts(_in_context(library, engine, profile, names), nodes) for profile in options.profiles]
     return prove(options.precision, typed_once(read), nodes)
 
 
-def _inspected(library: Library, engine: trt.ICudaEngine, profile: EngineProfile | None) -> str:
-    """The inspector's JSON, of the whole engine or of a context at the optimum of `profile`."""
-    inspector = engine.create_engine_inspector()
-    context = None
-    if profile is not None and (context := engine.create_execution_context()) is not None:
-        from redline.engine import cuda
+def _in_context(library: Library, engine: trt.ICudaEngine, profile: EngineProfile, names: Sequence[str]) -> str:
+    """The inspector's JSON of the layers of `profile`, at its optimum. `names`: of the whole engine's layers, in order.
 
-        stream = cuda.Stream()
-        context.set_optimization_profile_async(profile.index, stream.address)
-        stream.wait()
-        stream.close()
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        mode = library.module.TensorIOMode.INPUT
-        context.set_input_shape(next(name for name in names if engine.get_tensor_mode(name) == mode), profile.optimum)
-        inspector.execution_context = context
-    text = inspector.get_engine_information(library.module.LayerInformationFormat.JSON)
+    Layer by layer: asked for all at once, 8.6 trips over those of the other profiles and says nothing.
+    """
+    from redline.engine import cuda
+
+    context = engine.create_execution_context()
+    if context is None:
+        return "[]"
+    stream = cuda.Stream()
+    context.set_optimization_profile_async(profile.index, stream.address)
+    stream.wait()
+    stream.close()
+    tensors = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    mode = library.module.TensorIOMode.INPUT
+    context.set_input_shape(next(name for name in tensors if engine.get_tensor_mode(name) == mode), profile.optimum)
+    inspector = engine.create_engine_inspector()
+    inspector.execution_context = context
+    own = [index for index, name in enumerate(names) if profile_of(name) == profile.index]
+    texts = [str(inspector.get_layer_information(index, library.module.LayerInformationFormat.JSON)) for index in own]
     del inspector, context
-    return str(text)
+    return f"[{','.join(text for text in texts if text)}]"
 
 
 def _add_profiles(

@@ -32,6 +32,7 @@ WORDS = (
 )
 BITS = {"fp8": 8, "int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}
 NARROW = {"fp32": 32, "tf32": 32, "fp16": 16, "int8": 8, "fp8": 8}
+PROFILE = re.compile(r" \[profile (\d+)\]$")
 METADATA = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
@@ -40,6 +41,12 @@ def inspector_layers(text: str) -> list[dict[str, Any]]:
     found = json.loads(text, strict=False)  # 8.6 separates metadata by raw control characters
     layers = found.get("Layers", []) if isinstance(found, dict) else found
     return [{"Name": layer} if isinstance(layer, str) else layer for layer in layers]
+
+
+def profile_of(name: str) -> int:
+    """The optimization profile that a layer of this name was built for; the first one's names are bare."""
+    found = PROFILE.search(name)
+    return int(found[1]) if found else 0
 
 
 def layer_facts(text: str, nodes: tuple[NodeFact, ...]) -> tuple[LayerFact, ...]:
@@ -130,7 +137,8 @@ def _layer(layer: dict[str, Any], flop: dict[str, float]) -> LayerFact:
 def _nodes(name: str, metadata: str, flop: dict[str, float]) -> tuple[str, ...]:
     found = METADATA.findall(metadata)
     if not found:
-        found = [part.strip() for part in re.split(r" \+ |\|\||,", re.sub(r"^\w*\{|\}$|^PWN\(|\)$|^fusion\(", "", name))]
+        bare = re.sub(r"^\w*\{|\}$|^PWN\(|\)$|^fusion\(", "", PROFILE.sub("", name))
+        found = [part.strip() for part in re.split(r" \+ |\|\||,", bare)]
     return tuple(dict.fromkeys(node for node in found if node in flop))
 
 

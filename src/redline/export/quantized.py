@@ -98,7 +98,11 @@ def matched(model: onnx.ModelProto, table: QuantTable) -> QuantTable:
         factors = tuple(replace(entry, node=now[entry.node]) for entry in table.factors)
         biases = tuple(replace(entry, node=now[entry.node]) for entry in table.biases)
         weights = tuple(now[name] for name in table.weights)
-        return replace(table, points=points, weights=weights, order=tuple(names), factors=factors, biases=biases)
+        read = {node.name: node.input for node in adjust(model, factors, biases).graph.node}
+        here = {old.tensor: read[new.node][new.input] for old, new in zip(table.points, points, strict=True)}
+        points = tuple(replace(point, tensor=here[point.tensor]) for point in points)
+        scales = tuple((here.get(tensor, tensor), scale) for tensor, scale in table.scales)
+        return replace(table, points=points, weights=weights, scales=scales, order=tuple(names), factors=factors, biases=biases)
     name = next((point.node for point in table.points if point.node in missing), min(missing))
     raise unknown_node(name, names, "quantize.graph", "The table is of another network: it names a node that is not there")
 

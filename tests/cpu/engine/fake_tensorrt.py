@@ -293,29 +293,44 @@ class Engine:
     def create_engine_inspector(self) -> Any:
         layers = [
             {
-                "Name": node.name,
+                "Name": node.name + (f" [profile {profile}]" if profile else ""),
                 "LayerType": "fake",
                 "TacticName": self.tactic,
                 "Metadata": f"[ONNX Layer: {node.name}]",
                 "Inputs": [{"Name": node.input[0], "Format/Datatype": "Row major linear FP32"}],
                 "Outputs": [],
             }
+            for profile in range(len(self.profiles))
             for node in self.model.graph.node
             if node.input
         ]
-        return Inspector(layers, all(low == high for low, _, high in self.profiles))
+        return Inspector(layers, len({shape for low, _, high in self.profiles for shape in (tuple(low), tuple(high))}) == 1)
 
 
 class Inspector:
-    """As in 8.6: what can have several shapes has a type only in a context that has one."""
+    """As 8.6 was seen to answer: what can have several shapes has a type only in a context that has one, and of several
+    profiles only layer by layer: asked for the whole it stumbles over those of the other profiles.
+    """
 
     def __init__(self, layers: list[dict[str, Any]], fixed: bool) -> None:
         self.layers, self.fixed = layers, fixed
         self.execution_context: Any = None
 
     def get_engine_information(self, form: Any) -> str:
+        if self.execution_context is not None and len(self.execution_context.engine.profiles) > 1:
+            return ""
         known = self.fixed or (self.execution_context is not None and self.execution_context.shape)
-        return json.dumps({"Layers": self.layers if known else [{**layer, "Inputs": []} for layer in self.layers]})
+        return json.dumps({"Layers": self.layers if known else [self._untyped(layer) for layer in self.layers]})
+
+    def get_layer_information(self, index: int, form: Any) -> str:
+        layer, context = self.layers[index], self.execution_context
+        if context is None or not context.shape:
+            return json.dumps(layer if self.fixed else self._untyped(layer))
+        own = index * len(context.engine.profiles) // len(self.layers) == context.profile
+        return json.dumps(layer) if own else ""
+
+    def _untyped(self, layer: dict[str, Any]) -> dict[str, Any]:
+        return {**layer, "Inputs": [{**one, "Format/Datatype": "N/A due to dynamic shapes"} for one in layer["Inputs"]]}
 
 
 class Context:

@@ -69,6 +69,22 @@ def test_what_makes_engines_differ_is_built_apart(cuda: FakeCuda, small: Write, 
     assert len(trt.builds) == 2
 
 
+@pytest.mark.parametrize(
+    "spans",
+    [
+        (((1, 3, 8, 8), (1, 3, 8, 8)), ((2, 3, 8, 8), (4, 3, 8, 8))),
+        (((1, 3, 8, 8), (1, 3, 8, 8)), ((1, 3, 16, 8), (1, 3, 16, 8))),
+        (((1, 3, 8, 8), (2, 3, 8, 8)),),
+    ],
+)
+def test_the_type_of_every_layer_of_every_profile_is_read(cuda: FakeCuda, small: Write, tmp_path: Path, spans: Any) -> None:
+    trt = FakeTensorRT("8.6.1", cuda=cuda)
+    build = build_engine(small(), small_options(*spans), trt.library(), Store(tmp_path / "store"))
+    assert build.proof.proved, build.proof.note
+    assert dict(build.proof.shares) == {"fp32": pytest.approx(1.0)}
+    assert [layer.nodes for layer in build.proof.layers] == [("stem",), ("act",), ("last",)] * len(spans)
+
+
 def test_an_engine_is_built_once_for_each_graph_version_gpu_and_driver(cuda: FakeCuda, small: Write, tmp_path: Path) -> None:
     store, options = Store(tmp_path / "store"), small_options()
     trt = FakeTensorRT(cuda=cuda)

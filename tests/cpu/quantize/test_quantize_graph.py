@@ -170,6 +170,27 @@ def test_a_table_follows_renamed_nodes_and_refuses_another_network(tmp_path: Pat
     assert caught.value.got == "A"
 
 
+def test_a_table_follows_renamed_tensors_when_layers_are_left_out(tmp_path: Path) -> None:
+    network = residual_graph(tmp_path)
+    model = onnx.load(network.path)
+    whole = table(model)
+    held = replace(whole, scales=tuple((point.tensor, 0.01 * place) for place, point in enumerate(whole.points, 1)))
+    here = read_graph(export_int8(network, tmp_path, narrowed(model, held, ["C"]), name="here").path)
+    made = {name for node in model.graph.node for name in node.output} - {"c"}
+    for node in model.graph.node:
+        node.name = f"other_{node.name}"
+        for names in (node.input, node.output):
+            names[:] = [f"other_{name}" if name in made else name for name in names]
+    onnx.save(model, network.path)
+    there = read_graph(export_int8(network, tmp_path, narrowed(model, held, ["other_C"]), name="there").path)
+    values = [
+        sorted(float(numpy_helper.to_array(w)) for w in one.graph.initializer if w.name.endswith("_scale") and not w.dims)
+        for one in (here, there)
+    ]
+    assert values[0] == values[1]
+    assert values[0] == pytest.approx([0.01, 0.03])
+
+
 def test_bad_tables_and_graphs_are_refused_with_the_node(tmp_path: Path) -> None:
     network = residual_graph(tmp_path)
     model = read_graph(network.path)
