@@ -241,14 +241,13 @@ def compare(case: Case, outputs: Sequence[torch.Tensor], made: PostprocessKernel
 
 
 SWEEP = [
-    *({"filter": 1024, "filter_warps": warps} for warps in (2, 4)),
-    {"filter": 2048, "filter_warps": 8},
-    *({"filter": 4096, "filter_warps": warps} for warps in (4, 8)),
-    {"filter": 8192, "filter_warps": 8},
-    *({"programs": count} for count in (16, 64, 128)),
+    {"filter": 2048, "filter_warps": 4},
+    {"filter": 4096, "filter_warps": 8},
+    *({"filter": 8192, "filter_warps": warps} for warps in (4, 8)),
+    *({"programs": count} for count in (64, 128, 512)),
     *({"listed": tile, "listed_warps": warps} for tile, warps in ((1024, 4), (1024, 8), (4096, 8), (4096, 16))),
-    *({"ranked": rows, "ranked_against": against} for rows, against in ((16, 128), (16, 256), (32, 256), (64, 128))),
-    *({"overlapped": rows, "words": words} for rows, words in ((32, 4), (64, 1), (64, 4), (128, 1), (128, 2))),
+    *({"ranked": rows, "ranked_against": against} for rows, against in ((8, 256), (16, 128), (16, 512), (32, 256))),
+    *({"overlapped": rows, "words": words} for rows, words in ((16, 4), (16, 8), (32, 2), (32, 8), (64, 2))),
     *({"suppressed": 32, "suppressed_warps": warps} for warps in (4, 8)),
     *({"suppressed": 64, "suppressed_warps": warps} for warps in (4, 16)),
     *({"suppressed": 128, "suppressed_warps": warps} for warps in (8, 16)),

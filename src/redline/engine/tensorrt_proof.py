@@ -33,6 +33,8 @@ WORDS = (
 BITS = {"fp8": 8, "int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}
 NARROW = {"fp32": 32, "tf32": 32, "fp16": 16, "int8": 8, "fp8": 8}
 PROFILE = re.compile(r" \[profile (\d+)\]$")
+COPY = "Reformatting CopyNode"
+"""How the name of a layer begins that changes the layout for another, whose nodes its name has: it computes nothing."""
 METADATA = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
@@ -130,7 +132,7 @@ def _layer(layer: dict[str, Any], flop: dict[str, float]) -> LayerFact:
         precision=_precision(layer),
         tactic=str(layer.get("TacticName", layer.get("TacticValue", ""))),
         nodes=nodes,
-        flop=math.fsum(flop.get(node, 0.0) for node in nodes),
+        flop=0.0 if name.startswith(COPY) else math.fsum(flop.get(node, 0.0) for node in nodes),
     )
 
 

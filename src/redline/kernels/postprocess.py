@@ -28,21 +28,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
-    """Sizes of the kernels' blocks, all powers of two; warps a block. They change the speed alone."""
+    """Sizes of the kernels' blocks, powers of two; warps a block. They change the speed alone.
 
-    filter: int = 2048
+    The defaults were the fastest of each stage alone, on an H200 and one image: benchmarks/results, h200-postprocess-sweep.
+    """
+
+    filter: int = 4096
     """Scores a block of the filter reads, 65536 at most."""
     filter_warps: int = 4
     listed: int = 2048
     """Survivors read at once by a block of the selection, and blocks a group."""
     listed_warps: int = 8
-    programs: int = 32
-    ranked: int = 32
+    programs: int = 256
+    """Of the selection, of all images: two a multiprocessor are at work at once on an H200."""
+    ranked: int = 16
     """Candidates a block ranks and decodes, against so many at once."""
-    ranked_against: int = 128
-    overlapped: int = 64
+    ranked_against: int = 256
+    overlapped: int = 32
     """Candidates a block compares with 32 times `words` others."""
-    words: int = 2
+    words: int = 4
     suppressed: int = 64
     """Ranks decided at once."""
     suppressed_warps: int = 8
@@ -134,7 +138,7 @@ class PostprocessKernels:
 
     def _select(self, raw: torch.Tensor, images: int) -> None:
         """The best of each level."""
-        tiles, groups = self.tiles, (self.tiles.programs, images * self._levels)
+        tiles, groups = self.tiles, (self._programs, images)
         shared = (raw, self._level_table, self.found, self._listed, self._state, self._histogram)
         for digit in range(select.PASSES.value):
             select.count_digits[groups](
@@ -185,14 +189,16 @@ class PostprocessKernels:
 
     def _allocate(self, levels: list[int], device: torch.device) -> None:
         images, limit = self.capacity.images, self.post.max_detections
-        table, tile, slot = [], 0, 0
+        table, tile, slot, program = [], 0, 0, 0
         ends = np.cumsum(levels).tolist()
         for size, end in zip(levels, ends, strict=True):
             room = min(size, max(int(size * self.capacity.survivors), self._limit))
-            table.append((tile, end - size, end, slot, room))
+            programs = max(1, self.tiles.programs * size // (images * self._elements))
+            table.append((tile, end - size, end, slot, room, program, programs))
+            program += programs
             # Tiles start up to ALIGNED - 1 elements before the level.
             tile, slot = tile + -(-(size + select.ALIGNED.value - 1) // self.tiles.filter), slot + room
-        self._filter_tiles, self._slots = tile, slot
+        self._filter_tiles, self._slots, self._programs = tile, slot, program
         self._candidates = sum(min(size, self._limit) for size in levels)
         self._words = -(-self._candidates // (32 * self.tiles.words)) * self.tiles.words
         groups, bins = images * self._levels, select.PASSES.value * select.BINS.value

@@ -5,8 +5,9 @@ Keys are distinct, so that the largest k of them are one set, whatever order blo
 (anchor, class). A radix selection over the key's digits finds the k-th key exactly; only integers are counted, so that counts
 are the same every time.
 
-A `group` is one pyramid level of one image. `levels` has five int32 a level: first tile of the filter, first and end element in
-the image's (anchors x classes) scores, first slot and number of slots of the survivors' list.
+A `group` is one pyramid level of one image. `levels` has seven int32 a level: first tile of the filter, first and end element
+in the image's (anchors x classes) scores, first slot and number of slots of the survivors' list, first and number of the
+programs that select in it: as many as its part of the scores, for the largest level of a pyramid has three quarters of them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ DIGIT_BITS = tl.constexpr(10)
 BINS = tl.constexpr(1024)
 PASSES = tl.constexpr(6)
 """Digits of a key."""
-LEVEL_FIELDS = tl.constexpr(5)
+LEVEL_FIELDS = tl.constexpr(7)
+PROGRAM = tl.constexpr(5)
+"""Place among a level's fields of its first program, and after it of their number."""
 ALIGNED = tl.constexpr(16)
 """Elements: 32 bytes of float16, two of the widest loads."""
 
@@ -65,6 +68,15 @@ def _passing(
 
 
 @triton.jit
+def _level_of(levels, at, field: tl.constexpr, level_count: tl.constexpr):
+    """The level that `at` falls into, by `field`: the first tile or program of each."""
+    level = 0
+    for later in tl.static_range(1, level_count):
+        level += (at >= tl.load(levels + later * LEVEL_FIELDS + field)).to(tl.int32)
+    return level
+
+
+@triton.jit
 def filter_scores(
     raw, levels, counts, listed, total, bound, threshold,
     elements, slots, level_count: tl.constexpr, classes: tl.constexpr, yolox: tl.constexpr,
@@ -77,9 +89,7 @@ def filter_scores(
     number of scores of the batch.
     """
     tile_id, image = tl.program_id(0), tl.program_id(1)
-    level = 0
-    for later in tl.static_range(1, level_count):
-        level += (tile_id >= tl.load(levels + later * LEVEL_FIELDS)).to(tl.int32)
+    level = _level_of(levels, tile_id, 0, level_count)
     fields = levels + level * LEVEL_FIELDS
     origin = image * elements
     low, high = origin + tl.load(fields + 1), origin + tl.load(fields + 2)
@@ -143,26 +153,27 @@ def count_digits(
     threshold, elements, slots, limit, digits: tl.constexpr, level_count: tl.constexpr,
     classes: tl.constexpr, yolox: tl.constexpr, logits: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
-    """Grid (programs, groups): histogram of digit `digits` of the keys that agree with the threshold so far.
+    """Grid (programs, images): histogram of digit `digits` of the keys that agree with the threshold so far.
 
     Nothing is done in groups of at most `limit` survivors, or once the threshold is known.
     """
-    group, groups = tl.program_id(1), tl.num_programs(1)
+    image, level = tl.program_id(1), _level_of(levels, tl.program_id(0), PROGRAM, level_count)
+    fields = levels + level * LEVEL_FIELDS
+    group, groups = image * level_count + level, tl.num_programs(1) * level_count
+    mine, programs = tl.program_id(0) - tl.load(fields + PROGRAM), tl.load(fields + PROGRAM + 1)
     found = tl.load(counts + group)
     if found > limit:
         floor, wanted = _narrowed(state, histogram, group, groups, digits, limit)
-        if tl.program_id(0) == 0:
+        if mine == 0:
             tl.store(state + (group * PASSES + digits) * 2, floor)
             tl.store(state + (group * PASSES + digits) * 2 + 1, wanted)
         if wanted > 0:
-            fields = levels + group % level_count * LEVEL_FIELDS
-            image = group // level_count
             low, complete = tl.load(fields + 1), found <= tl.load(fields + 4)
             stop = tl.where(complete, found, tl.load(fields + 2) - low)
             place = listed + image.to(tl.int64) * slots + tl.load(fields + 3)
             shift: tl.constexpr = KEY_BITS - (digits + 1) * DIGIT_BITS
             seen = tl.zeros((BINS,), tl.int32)
-            start = tl.program_id(0) * tile
+            start = mine * tile
             while start < stop:
                 at = start + tl.arange(0, tile)
                 inside = at < stop
@@ -178,7 +189,7 @@ def count_digits(
                 keys = _keys(flat, value, logits and not yolox)
                 inside = inside & ((keys >> (shift + DIGIT_BITS)) == (floor >> (shift + DIGIT_BITS)))
                 seen += tl.histogram(((keys >> shift) & (BINS - 1)).to(tl.int32), BINS, mask=inside)
-                start += tl.num_programs(0) * tile
+                start += programs * tile
             target = histogram + (digits * groups + group) * BINS + tl.arange(0, BINS)
             tl.atomic_add(target, seen, mask=seen > 0, sem="relaxed")
 
@@ -190,20 +201,21 @@ def collect(
     level_count: tl.constexpr, classes: tl.constexpr, yolox: tl.constexpr,
     logits: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
-    """Grid (programs, groups): the keys of each image's chosen candidates, in no order.
+    """Grid (programs, images): the keys of each image's chosen candidates, in no order.
 
     chosen (images, capacity) int64; chosen_count (images,) int32, zero before; `capacity` >= level_count * limit.
     """
-    group, groups = tl.program_id(1), tl.num_programs(1)
-    found, image = tl.load(counts + group), group // level_count
+    image, level = tl.program_id(1), _level_of(levels, tl.program_id(0), PROGRAM, level_count)
+    fields = levels + level * LEVEL_FIELDS
+    group, groups = image * level_count + level, tl.num_programs(1) * level_count
+    found = tl.load(counts + group)
     floor = tl.zeros((), tl.int64)
     if found > limit:
         floor, _ = _narrowed(state, histogram, group, groups, PASSES, limit)
-    fields = levels + group % level_count * LEVEL_FIELDS
     low, complete = tl.load(fields + 1), found <= tl.load(fields + 4)
     stop = tl.where(complete, found, tl.load(fields + 2) - low)
     place = listed + image.to(tl.int64) * slots + tl.load(fields + 3)
-    start = tl.program_id(0) * tile
+    start = (tl.program_id(0) - tl.load(fields + PROGRAM)) * tile
     while start < stop:
         at = start + tl.arange(0, tile)
         inside = at < stop
@@ -220,4 +232,4 @@ def collect(
         if count > 0:
             slot = tl.atomic_add(chosen_count + image, count, sem="relaxed") + tl.cumsum(hits) - 1
             tl.store(chosen + image.to(tl.int64) * capacity + slot, keys, mask=hits > 0)
-        start += tl.num_programs(0) * tile
+        start += tl.load(fields + PROGRAM + 1) * tile

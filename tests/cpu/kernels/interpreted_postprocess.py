@@ -260,7 +260,7 @@ def test_tiles_change_nothing(head: Head) -> None:
     places = placements(2)
     wanted = reference(head, LEVELS, outputs, places)
     agree(run(kernels(head, LEVELS, 2, Tiles(programs=1)), outputs, places), wanted)
-    small = Tiles(filter=64, listed=32, programs=3, ranked=16, ranked_against=16, overlapped=16, words=1, suppressed=16)
+    small = Tiles(filter=64, listed=32, programs=24, ranked=16, ranked_against=16, overlapped=16, words=1, suppressed=16)
     agree(run(kernels(head, LEVELS, 2, small), outputs, places), wanted)
 
 
