@@ -36,6 +36,7 @@ from redline.kernels.jpeg import JpegDecoder
 from redline.predict import Predictor
 from redline.records import Detections, Detector, DeviceImage, EngineBuild, Postprocess
 from redline.resident import ResidentPipeline
+from redline.resident_lanes import batches_of
 from redline.vision import prepare
 from tensorrt_gpu import Bench, main, timed
 
@@ -82,7 +83,7 @@ def pipeline(bench: Bench, name: str, runner: Any, images: int, **how: Any) -> R
     source = prepared(name, bench.given.weights)
     shape = runner.profiles[0][1][2:]
     parts = (source.preprocess, source.head, POST[name], CLASSES[name])
-    return ResidentPipeline(runner, *parts, input_hw=shape, images=images, **how)
+    return ResidentPipeline(runner, *parts, input_hw=shape, images=images, fewer=batches_of(runner, shape), **how)
 
 
 def equal(
@@ -150,7 +151,7 @@ def latency(bench: Bench, name: str, pipe: ResidentPipeline, decoder: JpegDecode
     with torch.cuda.stream(pipe.stream):
         start.record()
         for _ in range(50):
-            pipe._graph.replay()
+            pipe._graphs[-1][1].replay()
         end.record()
     end.synchronize()
     bench.note(model=name, what="graph alone", gpu_ms=start.elapsed_time(end) / 50)
@@ -228,7 +229,7 @@ def objective(bench: Bench, name: str, build: EngineBuild, batches: Sequence[int
     for used in (runners, runners[:1]) if count > 1 else (runners,):
         held = {runner.device: device_image(photo, runner.device) for runner in used}
         for images in batches:
-            for each in (3,):
+            for each in (2, 3):
                 pipes = [pipeline(bench, name, runner, images) for runner in used for _ in range(each)]
                 workers = Workers(pipes, images, held, files)
                 workers.run(40 * len(pipes), None)
@@ -265,8 +266,8 @@ PHASES: dict[str, Any] = {
     "retina_resident": lambda bench: resident(bench, "retina91", partial(retina_build, bench), 8, photo_paths(bench)[:12]),
     "yolox_resident": lambda bench: resident(bench, "yolox640-stem", partial(yolox_build, bench), 16, photo_paths(bench)),
     "bccd_resident": bccd_resident,
-    "yolox_objective": lambda bench: objective(bench, "yolox640-stem", yolox_build(bench), (8, 4)),
-    "retina_objective": lambda bench: objective(bench, "retina91", retina_build(bench), (4, 2)),
+    "yolox_objective": lambda bench: objective(bench, "yolox640-stem", yolox_build(bench), (16, 8)),
+    "retina_objective": lambda bench: objective(bench, "retina91", retina_build(bench), (8, 4)),
 }
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,37 +26,52 @@ TO_HOST = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
 TYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Form:
+    """What is replayed for one number of images. All forms share the pipeline's buffers, of which each takes the beginning."""
+
+    batch: DeviceBatch
+    input: torch.Tensor
+    outputs: list[torch.Tensor]
+    context: Any
+
+
 class ResidentPipeline:
     """Batches of up to `images` images of any sizes that share one network input size. One batch at a time: several in flight
-    are several pipelines of one engine, each with a stream, a context, buffers and a graph of its own.
+    are several pipelines of one engine, each with a stream, contexts, buffers and graphs of its own.
 
     A launch copies two small tables, replays one graph and copies the detections to pinned memory; it allocates nothing.
     """
 
     def __init__(
         self, runner: TensorRTRunner, prepared: Preprocess, head: Head, post: Postprocess, classes: int, *,
-        input_hw: tuple[int, int], images: int = 1, shapes: ShapePolicy = "fixed", kernel: Literal["triton", "cuda"] = "cuda",
+        input_hw: tuple[int, int], images: int = 1, fewer: Sequence[int] = (), shapes: ShapePolicy = "fixed",
+        kernel: Literal["triton", "cuda"] = "cuda",
     ) -> None:  # fmt: skip
-        """Captures the graph. Raises TrialError: engine-shape (no profile holds the batch), engine-memory, engine-capture,
-        no-kernel-form, kernels.compile.
+        """Captures a graph of `images` and one of each number in `fewer`: a batch replays the smallest that holds it, so that
+        few images do not wait for the network to compute many. Raises TrialError: engine-shape (no profile holds a batch),
+        engine-memory, engine-capture, no-kernel-form, kernels.compile.
         """
         torch.cuda.set_device(runner.device)
         self.device = runner.device
         self._runner, self._preprocess, self._shapes = runner, prepared, shapes
         self.stream: Any = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call, unused-ignore]
-        shape = (images, 3, *input_hw)
-        self._context, self._input, self._outputs = _context(runner, shape, self.stream)
         self.post = PostprocessKernels(head, post, input_hw, classes, Capacity(images=images))
         self._staged = torch.zeros(images, ROW_WORDS, dtype=torch.int64, pin_memory=True)
         self._rows = self._staged.numpy()
         self._table = torch.zeros(images, ROW_WORDS, dtype=torch.int64, device="cuda")
-        dtype: Literal["fp16", "fp32"] = "fp16" if self._input.dtype == torch.float16 else "fp32"
-        self._batch = DeviceBatch(pointer=self._input.data_ptr(), shape=shape, dtype=dtype)
         self._constants = constants(prepared)
-        self._cuda = CudaPreprocess(self._constants, dtype, input_hw[1]) if kernel == "cuda" else None
         self._found = [self.post.boxes, self.post.scores, self.post.labels, self.post.counts]
         self._host = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in self._found]
-        self._graph = self._captured()
+        contexts: dict[int, Any] = {}
+        buffers: dict[str, torch.Tensor] = {}
+        self._graphs: list[tuple[DeviceBatch, Any]] = []
+        for count in sorted({images, *(n for n in fewer if 0 < n < images)}, reverse=True):
+            form = _form(runner, (count, 3, *input_hw), self.stream, contexts, buffers)
+            if count == images:
+                self._cuda = CudaPreprocess(self._constants, form.batch.dtype, input_hw[1]) if kernel == "cuda" else None
+            self._graphs.insert(0, (form.batch, self._captured(form)))
+        self._held = (contexts, buffers)
         self._done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call, unused-ignore]
         self._done.record(self.stream)
 
@@ -66,11 +82,13 @@ class ResidentPipeline:
         Raises BadInput: kernels.capacity, kernels.image-size, kernels.row-bytes, kernels.input-size.
         """
         self._done.synchronize()  # the tables in pinned memory belong to the batch before until it is done
-        placements = fill_rows(self._rows, images, self._preprocess, self._shapes, self._batch)
+        fits = (one for one in self._graphs if one[0].shape[0] >= len(images))
+        batch, graph = next(fits, self._graphs[-1])
+        placements = fill_rows(self._rows, images, self._preprocess, self._shapes, batch)
         with torch.cuda.stream(self.stream):
             self._table.copy_(self._staged, non_blocking=True)
             self.post.place(placements)
-            self._graph.replay()
+            graph.replay()
             self._done.record(self.stream)
 
     def wait(self, images: int = 1) -> list[Detections]:
@@ -84,44 +102,56 @@ class ResidentPipeline:
             for row, count in enumerate(counts[:images].tolist())
         ]
 
-    def _captured(self) -> Any:
+    def _captured(self, form: _Form) -> Any:
         with torch.cuda.stream(self.stream):
             for _ in range(2):  # compiles the kernels, and loads what the engine loads at its first run
-                self._enqueue()
+                self._enqueue(form)
         self.stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            self._enqueue()
+            self._enqueue(form)
         return graph
 
-    def _enqueue(self) -> None:
-        address = self.stream.cuda_stream
+    def _enqueue(self, form: _Form) -> None:
+        address, count = self.stream.cuda_stream, form.batch.shape[0]
         if self._cuda is not None:
-            self._cuda.launch(self._table.data_ptr(), self._batch, address)
+            self._cuda.launch(self._table.data_ptr(), form.batch, address)
         else:
-            preprocess.launch(self._table, self._input, self._constants)
-        if not self._context.execute_async_v3(address):
+            preprocess.launch(self._table[:count], form.input, self._constants)
+        if not form.context.execute_async_v3(address):
             raise TrialError("engine-capture", "The engine cannot be part of a CUDA graph", got=self._runner.name)
-        self.post.launch(self._outputs)
+        self.post.launch(form.outputs)
         for host, tensor in zip(self._host, self._found, strict=True):  # torch's own copy would ask for events while capturing
-            ok(cudart.cudaMemcpyAsync(host.data_ptr(), tensor.data_ptr(), host.nbytes, TO_HOST, address))
+            size = tensor[:count].nbytes
+            ok(cudart.cudaMemcpyAsync(host.data_ptr(), tensor.data_ptr(), size, TO_HOST, address))
 
 
-def _context(runner: TensorRTRunner, shape: tuple[int, ...], stream: Any) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:
-    """(context with all addresses set, its input, its outputs in the order of the graph)."""
-    engine = runner.engine
-    context = engine.create_execution_context()
-    if context is None:
-        raise TrialError("engine-memory", "No memory for an execution context", got=str(shape), fix="fewer in flight")
+def _form(
+    runner: TensorRTRunner, shape: tuple[int, ...], stream: Any, contexts: dict[int, Any], buffers: dict[str, torch.Tensor]
+) -> _Form:
+    """`contexts` by profile and `buffers` by tensor are added to, the largest shape first; a graph keeps the shape that its
+    context had when it was captured.
+    """
     with runner.lane() as lane:
         index, name, dtypes = lane.profile_of(shape), lane.input, lane.dtypes
-    context.set_optimization_profile_async(index, stream.cuda_stream)
-    stream.synchronize()
+    if index not in contexts:
+        context = runner.engine.create_execution_context()
+        if context is None:
+            raise TrialError("engine-memory", "No memory for an execution context", got=str(shape), fix="fewer in flight")
+        context.set_optimization_profile_async(index, stream.cuda_stream)
+        stream.synchronize()
+        contexts[index] = context
+    context = contexts[index]
     context.set_input_shape(name, shape)
 
     def tensor(name: str) -> torch.Tensor:
-        made = torch.empty(tuple(context.get_tensor_shape(name)), dtype=TYPES[dtypes[name].name], device="cuda")
-        context.set_tensor_address(name, made.data_ptr())
-        return made
+        size = tuple(context.get_tensor_shape(name))
+        if name not in buffers:
+            buffers[name] = torch.empty(size, dtype=TYPES[dtypes[name].name], device="cuda")
+        context.set_tensor_address(name, buffers[name].data_ptr())
+        return buffers[name][: size[0]]
 
-    return context, tensor(name), [tensor(output) for output in runner.output_names]
+    source, outputs = tensor(name), [tensor(output) for output in runner.output_names]
+    dtype: Literal["fp16", "fp32"] = "fp16" if source.dtype == torch.float16 else "fp32"
+    batch = DeviceBatch(pointer=source.data_ptr(), shape=shape, dtype=dtype)
+    return _Form(batch=batch, input=source, outputs=outputs, context=context)

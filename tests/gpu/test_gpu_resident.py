@@ -66,16 +66,16 @@ def test_detections_are_those_of_the_reference_path(parts: tuple[Any, Any], kern
     detector, runner = parts
     post = replace(detector.postprocess, score=0.05)
     pipe = ResidentPipeline(
-        runner, detector.preprocess, detector.head, post, 1, input_hw=(128, 128), images=images, kernel=kernel
+        runner, detector.preprocess, detector.head, post, 1, input_hw=(128, 128), images=images, fewer=(1, 2), kernel=kernel
     )
     reference = Predictor(runner, detector.preprocess, detector.head, post, "fixed")
     rng = np.random.default_rng(3)
-    for _ in range(3):
-        pixels = [rng.integers(0, 256, (*SIZES[index], 3), dtype=np.uint8) for index in range(images)]
+    for count in (*range(images, 0, -1), images):  # of 3 images the graph of 4, of 2 and 1 their own
+        pixels = [rng.integers(0, 256, (*SIZES[index], 3), dtype=np.uint8) for index in range(count)]
         given = [on_device(one) for one in pixels]
         torch.cuda.synchronize()
         pipe.launch([image for image, _ in given])
-        for found, wanted in zip(pipe.wait(images), reference(pixels), strict=True):
+        for found, wanted in zip(pipe.wait(count), reference(pixels), strict=True):
             assert len(wanted.scores) > 3
             np.testing.assert_array_equal(found.labels, wanted.labels)
             np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-3)

@@ -129,8 +129,8 @@ def test_an_engine_that_fell_back_is_not_proved(said: str, kind: str, proved: bo
 def test_a_copy_for_a_layer_counts_as_none_of_its_work(tmp_path: Path) -> None:
     nodes = node_facts(onnx.load(record(network(), tmp_path).path), (1, 3, 8, 6))
     copy = (
-        '{"Name": "Reformatting CopyNode for Input Tensor 0 to stem + act [profile 1]", "LayerType": "Reformat", "Metadata": "",'
-        ' "Inputs": [{"Name": "images", "Format/Datatype": "Row major linear FP32"}], "Outputs": []}, '
+        '{"Name": "Reformatting CopyNode for Input Tensor 0 to stem + act [profile 1]", "LayerType": "Reformat", '
+        '"Metadata": "", "Inputs": [{"Name": "images", "Format/Datatype": "Row major linear FP32"}], "Outputs": []}, '
     )
     text = INSPECTED.replace("KIND", "Four wide channel vectorized row major Int8 format")
     layers = layer_facts(text.replace('[{"Name"', f'[{copy}{{"Name"', 1), nodes)
