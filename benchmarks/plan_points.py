@@ -39,6 +39,8 @@ class Point:
     """As "tensorrt fp16 graph" or "torch eager fp32"."""
     p50_ms: tuple[float, ...] = ()
     files: tuple[str, ...] = ()
+    level: int | None = None
+    """Lowest optimisation level of the builds in its phase; at 0 the library takes the first kernel that works."""
 
     @property
     def family(self) -> str:
@@ -66,7 +68,9 @@ def rows(files: Sequence[Path]) -> Iterator[tuple[str, str, dict[str, Any]]]:
             continue
         name = device(environment["gpu"]).name
         for phase in (*read.get("phases", {}).values(), read.get("rows", ())):
-            yield from ((path.name, name, row) for row in phase if isinstance(row, dict))
+            whole = [row for row in phase if isinstance(row, dict)]
+            levels = [row["level"] for row in whole if row.get("what") == "build" and "level" in row]
+            yield from ((path.name, name, {"level": min(levels, default=None)} | row) for row in whole)
 
 
 def points(files: Sequence[Path], how: str = "tensorrt") -> list[Point]:
@@ -74,15 +78,20 @@ def points(files: Sequence[Path], how: str = "tensorrt") -> list[Point]:
 
     So are rows of another graph than the model's own, which `built_as` names.
     """
-    found: dict[tuple[str, str, tuple[int, ...], str], list[tuple[float, str]]] = defaultdict(list)
+    found: dict[tuple[str, str, tuple[int, ...], str], list[tuple[float, str, int | None]]] = defaultdict(list)
     for file, name, row in rows(files):
         if row.get("what") != "latency" or not row["how"].startswith(how) or row["telemetry"]["processes"]:
             continue
         if row.get("built_as", row["model"]) in (row["model"], *PLAIN):
             model = row["model"].removesuffix(STEM)  # two casts more than the model's own
-            found[name, model, tuple(row["shape"]), row["how"]].append((row["p50_ms"], file))
+            found[name, model, tuple(row["shape"]), row["how"]].append((row["p50_ms"], file, row["level"]))
     return [
-        Point(*key, tuple(p50 for p50, _ in seen), tuple(sorted({file for _, file in seen})))
+        Point(
+            *key,
+            tuple(p50 for p50, _, _ in seen),
+            tuple(sorted({file for _, file, _ in seen})),
+            min((level for _, _, level in seen if level is not None), default=None),
+        )
         for key, seen in sorted(found.items())
     ]
 

@@ -4,11 +4,11 @@ Protocol: the demo detector in fused processes of one thread, batches of up to 4
 server and from nothing else: with one instance, closed loops of 1 to 5 callers give the service time of every batch size
 (Triton's own statistics: input, compute and output of each execution); one caller gives the spread, and what a request takes
 beside (client latency less service); single requests with 3, 10, 30 and 100 ms between them give what one takes longer on an
-instance that rested; with two instances and enough callers to keep both full, the same statistics give their slowdown and the
-capacity. Then all five P95s are predicted, at 30, 50, 70, 80 and 90 % of that capacity, for the very arrival times that are
-sent afterwards; then they are measured, in rounds over the five loads. Every arrival sequence is sent twice, in two halves of
-the measurement (A/A): what two windows of equal arrivals differ by is the noise of the machine, and nothing that the
-simulation could know.
+instance that rested; with two instances and callers that keep both busy, with batches of 1 to 4 in turn, the same statistics
+give how much they slow each batch size, and the last of these loops the capacity. Then all five P95s are predicted, at 30, 50,
+70, 80 and 90 % of that capacity, for the very arrival times that are sent afterwards; then they are measured, in rounds over
+the five loads. Every arrival sequence is sent twice, in two halves of the measurement (A/A): what two windows of equal arrivals
+differ by is the noise of the machine, and nothing that the simulation could know.
 
 Agreement: P95 over all windows within 10 % of the prediction, or the prediction inside the 95 % interval that A/A gives it,
 which must be 10 % or less itself. Takes 10 minutes, and a few more where the folder has no finished run yet.
@@ -118,15 +118,17 @@ def rest(live: ServedLive, busy_ms: float, pause_ms: float, seconds: float) -> t
 
 
 def together(live: ServedLive, alone: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """With every instance full: the slowdown of each, over the batch sizes seen, and the capacity."""
+    """With every instance busy: the slowdown of each batch size, and the capacity."""
     loop(live, 2 * INSTANCES * BATCH, seconds / 2)  # warm
     _, before = times_of(live, Counter())
+    for size in range(1, BATCH + 1):
+        loop(live, INSTANCES * size, seconds)
     full = loop(live, 2 * INSTANCES * BATCH, 2 * seconds)
     means, now = times_of(live, before)
-    shared = {size: now[size, "n"] - before[size, "n"] for size in means if size in alone["ms_by_batch"]}
-    both = sum(count * means[size] for size, count in shared.items())
-    slowdown = both / sum(count * alone["ms_by_batch"][size] for size, count in shared.items())
-    return alone | {"slowdown": max(1.0, slowdown), "ms_by_batch_together": means, "capacity_per_s": full.achieved_per_s}
+    counts = {size: now[size, "n"] - before[size, "n"] for size in means}
+    slowed = [(n, max(1.0, means[n] / alone["ms_by_batch"][n])) for n in sorted(means) if n in alone["ms_by_batch"]]
+    together = {"slowed": slowed, "executions_together": counts, "ms_by_batch_together": means}
+    return alone | together | {"capacity_per_s": full.achieved_per_s}
 
 
 def path_of(fed: dict[str, Any]) -> ServedPath:
@@ -135,7 +137,8 @@ def path_of(fed: dict[str, Any]) -> ServedPath:
     rising = np.maximum.accumulate([fed["ms_by_batch"][size] for size in sizes])
     curve = LatencyCurve(points=tuple(zip(sizes, rising.tolist(), strict=True)), ratios=tuple(fed["ratios"]))
     return ServedPath(
-        shapes=(ShapeLoad(curve=curve),), max_batch=BATCH, instances=INSTANCES, slowdown=(1.0, fed["slowdown"]),
+        shapes=(ShapeLoad(curve=curve),), max_batch=BATCH, instances=INSTANCES, slowdown=(1.0, 1.0),
+        disturbed=tuple((size, more) for size, more in fed["slowed"]),
         rested=((0.0, 0.0), *((pause, more) for pause, more in fed["rested"] if pause > 0)), overhead_ms=fed["beside_ms"],
     )  # fmt: skip
 

@@ -103,6 +103,10 @@ class ServedPath:
     slowdown: tuple[float, ...] = ()
     """Service time of each of 1, 2, 3 ... batches that compute at once on one GPU, over its time alone; the last value goes
     on in proportion. None: they do not disturb each other."""
+    disturbed: tuple[tuple[int, float], ...] = ()
+    """(batch, how many times more than `slowdown` says the others slow an execution of that size), ascending by batch; straight
+    lines between, level beyond. Small batches suffer most where other work than the executions fills the cores. None: all
+    alike."""
     rested: tuple[tuple[float, float], ...] = ()
     """(ms in which an instance has no batch, ms that its next one takes longer), ascending; straight lines between, level
     beyond. Its caches grow cold and cores sleep. None: an instance that has rested is as fast as ever."""

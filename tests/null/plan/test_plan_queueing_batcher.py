@@ -83,6 +83,14 @@ def test_instances_on_one_device_slow_each_other_down() -> None:
     assert answers(path((1, 10.0), ms=(0, 5), instances=2, slowdown=(1.0, 2.0))) == [15, 20]
 
 
+def test_others_slow_small_batches_more_and_what_ends_first_is_not_what_has_least_work_left() -> None:
+    disturbed = path((1, 10.0), ms=(0, 5), instances=2, slowdown=(1.0, 2.0), disturbed=((1, 1.5),))
+    assert answers(disturbed) == [20, 25]
+    # Both instances end at 20; then two requests together, 12 ms undisturbed, end before a single one of 10 that others slow.
+    curve = path((1, 10.0), (2, 12.0), ms=(0, 0, 1, 1, 1.5), max_batch=2, instances=2, disturbed=((1, 2.0), (2, 1.0)))
+    assert answers(curve) == [20, 20, 32, 32, 36]
+
+
 def test_an_instance_that_rested_takes_longer() -> None:
     """After 6 ms of rest 0.4 ms longer, after none nothing, and never more than 5 ms; each instance by its own rest."""
     case = path((1, 4.0), ms=(0, 10, 14, 100, 400), rested=((2.0, 0.0), (52.0, 5.0)))

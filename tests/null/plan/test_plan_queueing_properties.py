@@ -52,6 +52,7 @@ def paths(draw: st.DrawFn) -> ServedPath:
         instances=instances,
         streams=draw(st.integers(1, 2)),
         slowdown=draw(st.sampled_from([(), (1.0, 1.7)])),
+        disturbed=draw(st.sampled_from([(), ((1, 1.4), (4, 1.0))])),
         rested=draw(st.sampled_from([(), ((5.0, 1.0),), ((2.0, 0.0), (20.0, 3.0))])),
         link_gb_s=draw(st.sampled_from([None, 10.0])),
         duplex=draw(st.booleans()),

@@ -41,7 +41,16 @@ def prepared(path: ServedPath, requests: int, seed: int) -> tuple[World, Rules, 
     ints, floats = _units(path, rules)
     factors = _factors([one.curve for one in path.shapes], count, services)
     rested = np.array(path.rested, np.float64).reshape(-1, 2).T.copy()
-    world = World(ints=ints, floats=floats, times=times, notes=notes, table=_table(path), factors=factors, rested=rested)
+    world = World(
+        ints=ints,
+        floats=floats,
+        times=times,
+        notes=notes,
+        table=_table(path),
+        factors=factors,
+        slow=slow_of(path),
+        rested=rested,
+    )
     return world, rules, _outages(path, rules, float(times[-1, at.ARRIVES]), away)
 
 
@@ -87,7 +96,7 @@ def lanes_of(path: ServedPath, rules: Rules) -> list[int]:
 
 def _units(path: ServedPath, rules: Rules) -> tuple[Ints, Floats]:
     """Blocks of nodes, queues, devices, lanes, links, then the sums, then the scratch."""
-    size = rules.mixed + max(len(path.shapes), path.lanes + 1)
+    size = rules.mixed + len(path.shapes)
     ints, floats = np.zeros(size, np.int64), np.zeros(size)
     queues = range(rules.queue_at, rules.queue_at + path.nodes * rules.queues * rules.queue_size, rules.queue_size)
     lanes = lanes_of(path, rules)
@@ -111,9 +120,17 @@ def _units(path: ServedPath, rules: Rules) -> tuple[Ints, Floats]:
         # Devices take turns in the first round, so that a shared queue does not fill one of them before the others.
         turns = [lanes[device * path.lanes + lane] for lane in range(path.lanes) for device in of_queue[number]]
         ints[queue + rules.idle : queue + rules.idle + rules.places] = turns
-    for running in range(1, path.lanes + 1):
-        floats[rules.mixed + running] = _slowdown(path.slowdown, running)
     return ints, floats
+
+
+def slow_of(path: ServedPath) -> Floats:
+    """(lanes + 1, max_batch + 1): see `World.slow`."""
+    batches = np.arange(path.max_batch + 1)
+    more = np.interp(batches, *zip(*path.disturbed, strict=True)) if path.disturbed else np.ones(len(batches))
+    found = np.ones((path.lanes + 1, len(batches)))
+    for running in range(1, path.lanes + 1):
+        found[running] = _slowdown(path.slowdown, running) * (more if running > 1 else 1.0)
+    return found
 
 
 def _slowdown(table: Sequence[float], running: int) -> float:

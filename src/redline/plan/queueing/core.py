@@ -265,21 +265,28 @@ def advance(w: World, rules: Rules, device: int, now: float) -> None:
     if running == 0:
         return
     w.floats[rules.sums + at.DEVICE_BUSY] += passed
-    done, lanes = passed / w.floats[rules.mixed + running], w.ints[device + at.OWN_LANES]
+    lanes = w.ints[device + at.OWN_LANES]
     for lane in range(lanes, lanes + rules.lanes * at.LANE_SIZE, at.LANE_SIZE):
         if w.ints[lane + at.STATE] == at.COMPUTING:
-            w.floats[lane + at.LEFT] -= done
+            w.floats[lane + at.LEFT] -= passed / w.slow[running, w.ints[lane + at.COUNT]]
 
 
 @compiled
 def soonest(w: World, rules: Rules, device: int) -> int:
-    """The lane of the least work left, of those that compute; -1: none does."""
-    found, lanes = -1, w.ints[device + at.OWN_LANES]
+    """The lane that ends next, of those that compute; -1: none does."""
+    found, least, lanes = -1, 0.0, w.ints[device + at.OWN_LANES]
     for lane in range(lanes, lanes + rules.lanes * at.LANE_SIZE, at.LANE_SIZE):
-        computes = w.ints[lane + at.STATE] == at.COMPUTING
-        if computes and (found < 0 or w.floats[lane + at.LEFT] < w.floats[found + at.LEFT]):
-            found = lane
+        if w.ints[lane + at.STATE] == at.COMPUTING:
+            left = left_of(w, device, lane)
+            if found < 0 or left < least:
+                found, least = lane, left
     return found
+
+
+@compiled
+def left_of(w: World, device: int, lane: int) -> float:
+    """Until the lane's computation ends, if nothing changes on its device."""
+    return max(w.floats[lane + at.LEFT], 0.0) * w.slow[w.ints[device + at.RUNNING], w.ints[lane + at.COUNT]]
 
 
 @compiled
@@ -288,8 +295,7 @@ def expect(heap: Heap, w: World, rules: Rules, device: int, now: float) -> None:
     w.ints[device + at.VERSION] += 1
     lane = soonest(w, rules, device)
     if lane >= 0:
-        left = max(w.floats[lane + at.LEFT], 0.0) * w.floats[rules.mixed + w.ints[device + at.RUNNING]]
-        push(heap, w, rules, now + left, at.COMPUTED, device, w.ints[device + at.VERSION])
+        push(heap, w, rules, now + left_of(w, device, lane), at.COMPUTED, device, w.ints[device + at.VERSION])
 
 
 @compiled

@@ -72,6 +72,7 @@ def _conditions(path: ServedPath) -> list[tuple[bool, str, object, str]]:
         (path.link_gb_s is None or _positive(path.link_gb_s), "link_gb_s", path.link_gb_s, "above 0"),
         (_positive(path.slice_slowdown), "slice_slowdown", path.slice_slowdown, "above 0"),
         (all(_positive(one) for one in path.slowdown), "slowdown", path.slowdown, "above 0"),
+        (_is_disturbed(path.disturbed), "disturbed", path.disturbed, "ascending batches from 1, each with a factor above 0"),
         (_is_rested(path.rested), "rested", path.rested, "ascending times of 0 ms or more, each with 0 ms or more"),
         (path.balancer != "shared", "its balancer", "shared", "every policy but shared"),
         (path.mean_up_s is None or path.mean_up_s >= LEAST_UP_S, "mean_up_s", path.mean_up_s, f"{LEAST_UP_S} s or more"),
@@ -95,6 +96,11 @@ CURVE = "batches of 1 or more, ascending, each with a time above 0 ms that does 
 
 def _positive(value: float) -> bool:
     return value > 0 and math.isfinite(value)
+
+
+def _is_disturbed(points: Sequence[tuple[int, float]]) -> bool:
+    batches = [batch for batch, _ in points]
+    return batches == sorted(set(batches)) and all(b >= 1 for b in batches) and all(_positive(more) for _, more in points)
 
 
 def _is_rested(points: Sequence[tuple[float, float]]) -> bool:

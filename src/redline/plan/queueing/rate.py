@@ -8,7 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
+import numpy as np
+
 from redline.errors import BadInput
+from redline.plan.queueing.build import slow_of
 from redline.plan.queueing.paths import check, simulate
 from redline.records import (
     Candidate,
@@ -106,10 +109,10 @@ class _Goal:
 
 def capacity(path: ServedPath) -> float:
     """Requests/s that no path of these curves exceeds: every lane full of the batch with the least time an image."""
-    images = max(batch / shape.curve.ms(batch) for shape in path.shapes for batch in range(1, path.max_batch + 1))
-    slowdown = path.slowdown or (1.0,) * path.lanes
-    together = max((running + 1) / slow for running, slow in enumerate(slowdown[: path.lanes]))
-    rate = 1000 * images * together * path.nodes * path.devices / path.slice_slowdown
+    together = np.arange(1, path.lanes + 1)[:, None] / slow_of(path)[1:, 1:]
+    batches = range(1, path.max_batch + 1)
+    images = max(together[:, n - 1].max() * n / shape.curve.ms(n) for shape in path.shapes for n in batches)
+    rate = 1000 * float(images) * path.nodes * path.devices / path.slice_slowdown
     decode = statistics.fmean([s.decode_ms for s in path.shapes], [s.share for s in path.shapes])
     host = 1000 * path.decode_workers * path.nodes / decode if path.decode_workers and decode > 0 else math.inf
     return min(rate, host)

@@ -84,7 +84,7 @@ class Rules(NamedTuple):
     """Of the idle lanes within the block of a queue."""
     sums: int
     mixed: int
-    """Scratch, requests of each shape in the batch at hand (ints), and slowdown by lanes that compute at once (floats)."""
+    """Scratch, requests of each shape in the batch at hand (ints)."""
 
 
 class World(NamedTuple):
@@ -98,5 +98,7 @@ class World(NamedTuple):
     """(shapes + 1, max_batch + 2): mean time by batch from 1, copy in at 0, copy out at the end; last row: 1 if preferred."""
     factors: Floats
     """(shapes, draws): the n-th batch's time over its mean."""
+    slow: Floats
+    """(lanes + 1, max_batch + 1): slowdown by lanes that compute at once and by the batch of the slowed one, both from 1."""
     rested: Floats
     """(2, points): milliseconds at rest, and how much longer the next batch takes."""
