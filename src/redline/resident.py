@@ -127,7 +127,11 @@ class ResidentPipeline:
 
 
 def _form(
-    runner: TensorRTRunner, shape: tuple[int, ...], stream: Any, contexts: dict[int, Any], buffers: dict[str, torch.Tensor]
+    runner: TensorRTRunner,
+    shape: tuple[int, int, int, int],
+    stream: Any,
+    contexts: dict[int, Any],
+    buffers: dict[str, torch.Tensor],
 ) -> _Form:
     """`contexts` by profile and `buffers` by tensor are added to, the largest shape first; a graph keeps the shape that its
     context had when it was captured.

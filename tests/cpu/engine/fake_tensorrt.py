@@ -308,26 +308,22 @@ class Engine:
 
 
 class Inspector:
-    """As 8.6 was seen to answer: what can have several shapes has a type only in a context that has one, and of several
-    profiles only layer by layer: asked for the whole it stumbles over those of the other profiles.
-    """
+    """As 8.6 was seen to answer: what has several shapes has a type only in a context, several profiles' layer by layer."""
 
     def __init__(self, layers: list[dict[str, Any]], fixed: bool) -> None:
         self.layers, self.fixed = layers, fixed
         self.execution_context: Any = None
 
     def get_engine_information(self, form: Any) -> str:
-        if self.execution_context is not None and len(self.execution_context.engine.profiles) > 1:
+        context = self.execution_context
+        if context is not None and len(context.engine.profiles) > 1:
             return ""
-        known = self.fixed or (self.execution_context is not None and self.execution_context.shape)
-        return json.dumps({"Layers": self.layers if known else [self._untyped(layer) for layer in self.layers]})
+        known = self.fixed or (context is not None and context.shape)
+        return json.dumps({"Layers": self.layers if known else [*map(self._untyped, self.layers)]})
 
     def get_layer_information(self, index: int, form: Any) -> str:
-        layer, context = self.layers[index], self.execution_context
-        if context is None or not context.shape:
-            return json.dumps(layer if self.fixed else self._untyped(layer))
-        own = index * len(context.engine.profiles) // len(self.layers) == context.profile
-        return json.dumps(layer) if own else ""
+        of = index * len(self.execution_context.engine.profiles) // len(self.layers)
+        return json.dumps(self.layers[index]) if of == self.execution_context.profile else ""
 
     def _untyped(self, layer: dict[str, Any]) -> dict[str, Any]:
         return {**layer, "Inputs": [{**one, "Format/Datatype": "N/A due to dynamic shapes"} for one in layer["Inputs"]]}

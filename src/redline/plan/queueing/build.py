@@ -126,7 +126,9 @@ def _units(path: ServedPath, rules: Rules) -> tuple[Ints, Floats]:
 def slow_of(path: ServedPath) -> Floats:
     """(lanes + 1, max_batch + 1): see `World.slow`."""
     batches = np.arange(path.max_batch + 1)
-    more = np.interp(batches, *zip(*path.disturbed, strict=True)) if path.disturbed else np.ones(len(batches))
+    more = np.ones(len(batches))
+    if path.disturbed:
+        more = np.interp(batches, [float(batch) for batch, _ in path.disturbed], [factor for _, factor in path.disturbed])
     found = np.ones((path.lanes + 1, len(batches)))
     for running in range(1, path.lanes + 1):
         found[running] = _slowdown(path.slowdown, running) * (more if running > 1 else 1.0)

@@ -272,30 +272,24 @@ def advance(w: World, rules: Rules, device: int, now: float) -> None:
 
 
 @compiled
-def soonest(w: World, rules: Rules, device: int) -> int:
-    """The lane that ends next, of those that compute; -1: none does."""
+def soonest(w: World, rules: Rules, device: int) -> tuple[int, float]:
+    """The lane that ends next, of those that compute, and how long it takes; -1: none does."""
     found, least, lanes = -1, 0.0, w.ints[device + at.OWN_LANES]
     for lane in range(lanes, lanes + rules.lanes * at.LANE_SIZE, at.LANE_SIZE):
         if w.ints[lane + at.STATE] == at.COMPUTING:
-            left = left_of(w, device, lane)
+            left = max(w.floats[lane + at.LEFT], 0.0) * w.slow[w.ints[device + at.RUNNING], w.ints[lane + at.COUNT]]
             if found < 0 or left < least:
                 found, least = lane, left
-    return found
-
-
-@compiled
-def left_of(w: World, device: int, lane: int) -> float:
-    """Until the lane's computation ends, if nothing changes on its device."""
-    return max(w.floats[lane + at.LEFT], 0.0) * w.slow[w.ints[device + at.RUNNING], w.ints[lane + at.COUNT]]
+    return found, least
 
 
 @compiled
 def expect(heap: Heap, w: World, rules: Rules, device: int, now: float) -> None:
     """The next end of a computation on this device."""
     w.ints[device + at.VERSION] += 1
-    lane = soonest(w, rules, device)
+    lane, left = soonest(w, rules, device)
     if lane >= 0:
-        push(heap, w, rules, now + left_of(w, device, lane), at.COMPUTED, device, w.ints[device + at.VERSION])
+        push(heap, w, rules, now + left, at.COMPUTED, device, w.ints[device + at.VERSION])
 
 
 @compiled
@@ -399,7 +393,7 @@ def run(w: World, rules: Rules, outages: Floats) -> None:
                 if kind == at.TIMER:
                     batcher(heap, w, rules, what, now)
                 elif kind == at.COMPUTED:
-                    computed(heap, w, rules, soonest(w, rules, what), now)
+                    computed(heap, w, rules, soonest(w, rules, what)[0], now)
                 elif kind == at.COPIED_IN:
                     turns(heap, w, rules, what, at.COMPUTING, now)
                 else:
