@@ -13,7 +13,7 @@ differ by is the noise of the machine, and nothing that the simulation could kno
 Agreement: P95 over all windows within 10 % of the prediction, or the prediction inside the 95 % interval that A/A gives it,
 which must be 10 % or less itself. Takes 10 minutes, and a few more where the folder has no finished run yet.
 
-    python benchmarks/queueing_live.py --work FOLDER [--output FILE] [--without-rest] [--quick]
+    python benchmarks/queueing_live.py --work FOLDER [--output FILE] [--quick]
 """
 
 from __future__ import annotations
@@ -50,12 +50,11 @@ AGREEMENT = 0.10
 def main() -> int:
     options = parser(__doc__)
     options.add_argument("--quick", action="store_true", help="windows too short for a verdict: does the protocol run?")
-    options.add_argument("--without-rest", action="store_true", help="nothing is asked of rest, and nothing told")
     given = options.parse_args()
     windows, window_s, loop_s = QUICK if given.quick else (WINDOWS, WINDOW_S, LOOP_S)
     case, result = demo_case(given.work, given.minutes), dict[str, Any]()
     with watched(result):
-        alone = alone_of(case, loop_s, () if given.without_rest else RESTS_MS)
+        alone = alone_of(case, loop_s, RESTS_MS)
         with served(case, INSTANCES) as live:
             fed = together(live, alone, loop_s)
             path = path_of(fed)
