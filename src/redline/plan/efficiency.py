@@ -164,7 +164,7 @@ def _sum(work: Sequence[GroupTime], arithmetic: Arithmetic, kernels: Sequence[Gr
     found: dict[Key, float] = {}
     for group in work:
         key = _share_key(group, arithmetic)
-        found[key] = found.get(key, 0.0) + group.work_us
+        found[key] = found.get(key, 0.0) + group.work_us * group.waves
     for group in kernels:
         found["floor", group.kind] = found.get(("floor", group.kind), 0.0) + 1.0
     return found

@@ -23,6 +23,9 @@ PRODUCTS = ("conv", "depthwise", "matmul")
 LAYERS = (*PRODUCTS, "pool")
 """Kinds that the public roofline tables charge; they take the rest to be free."""
 TERA, GIGA, MICRO = 1e12, 1e9, 1e6
+BLOCK = 8192
+"""Results that a block of a convolution or product on tensor cores makes, 128 x 64: of 4,096, 8,192 and 16,384 the one whose
+predictions of engines left out of the fit came nearest (benchmarks/results/2026-11-29-plan-predictions-second.json)."""
 FLOOR_BUSY = 0.5
 """Part of a kernel's fixed time in which the device is full all the same. By this the two lanes of RetinaNet-R50 at 800 x 800
 give 1.2 times one lane on an H100; measured: 749 images/s against 638 (2026-11-25-h100-tensorrt-pair.json)."""
@@ -63,7 +66,9 @@ def roofline(
     for group in counted:
         ordinary = convention == "fused" and group.kind == "depthwise" and cores is not None
         rate = min(peak, cores) if ordinary and cores is not None else peak
-        time, alone = _time(group, heads[group.name], arithmetic, (n, h, w), rate, bandwidth, floor, table, cuda_graph)
+        at_once = device.sms.value if group.kind in ("conv", "matmul") and arithmetic != "fp32" else None
+        spread = _spread(group.output_elements.at(n, h, w), at_once)
+        time, alone = _time(group, heads[group.name], arithmetic, (n, h, w), rate, bandwidth, floor, table, cuda_graph, spread)
         times.append(time)
         compute += alone
     moved = sum(time.bytes for time in times)
@@ -103,14 +108,16 @@ def _time(
     floor: float,
     table: EfficiencyTable,
     cuda_graph: bool,
+    spread: float,
 ) -> tuple[GroupTime, float]:
-    """And the time of its operations alone, us."""
+    """And the time of its operations alone, us. `spread`: of `_spread`."""
     flops = 2 * group.macs.at(*size)
     elements = group.input_elements.at(*size) + group.output_elements.at(*size) + group.weight_elements
     moved = elements * WIDTH[arithmetic] + group.fixed_bytes.at(*size)
     compute, memory = flops / (peak * TERA) * MICRO, moved / (bandwidth * GIGA) * MICRO
     work = max(compute, memory)
-    limit: Limit = "compute" if compute > memory else "memory"
+    limit: Limit = "compute" if compute * spread > memory else "memory"
+    waves = max(compute * spread, memory) / work if work else 1.0
     share, _ = table.share(group.kind, arithmetic, limit)
     extra = 0.0 if cuda_graph else table.stream_us
     reason = head.no_tensor_core(arithmetic) if group.kind in PRODUCTS and arithmetic != "fp32" else ""
@@ -124,10 +131,19 @@ def _time(
         intensity=flops / moved if moved else 0.0,
         roof_us=max(work, floor),
         work_us=work,
-        expected_us=table.floor_us(group.kind) + extra + work / share,
+        waves=waves,
+        expected_us=table.floor_us(group.kind) + extra + work * waves / share,
         no_tensor_core=reason,
     )
     return time, compute
+
+
+def _spread(elements: int, sms: int | float | None) -> float:
+    """Whole waves over waves, of blocks of BLOCK results on so many multiprocessors, one each at a time."""
+    if not sms or elements <= 0:
+        return 1.0
+    blocks = math.ceil(elements / BLOCK)
+    return math.ceil(blocks / sms) * sms / blocks
 
 
 def _peak(device: DeviceFacts, arithmetic: Arithmetic) -> float:

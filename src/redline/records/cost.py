@@ -231,7 +231,7 @@ class KernelFloor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EfficiencyTable:
-    """From the roof to what is expected: a kernel takes floor + roof / share."""
+    """From the roof to what is expected: a kernel takes floor + whole waves of its roof / share."""
 
     shares: tuple[KernelShare, ...]
     default_share: float
@@ -249,11 +249,12 @@ class EfficiencyTable:
     def share(self, kind: Kind, arithmetic: Arithmetic, limit: Limit) -> tuple[float, int]:
         """KernelShare and the measured points behind it.
 
-        Without a row of its own a kind takes its nearest relative's, an arithmetic takes FP16's, and the rest the default.
+        Without a row of its own a kind takes its nearest relative's, an arithmetic on tensor cores takes FP16's, and the rest
+        the default.
         """
         rows = {(row.kind, row.arithmetic, row.limit): row for row in self.shares}
         for relative in (kind, RELATIVE.get(kind, kind)):
-            for wanted in (arithmetic, FALLBACK):
+            for wanted in (arithmetic,) if arithmetic == "fp32" else (arithmetic, FALLBACK):
                 if row := rows.get((relative, wanted, limit)):
                     return row.share, row.points if (relative, wanted) == (kind, arithmetic) else 0
         return self.default_share, 0
@@ -280,6 +281,9 @@ class GroupTime:
     """The largest of operations / dense peak, bytes / bandwidth and the launch floor."""
     work_us: float
     """The same without the launch floor."""
+    waves: float
+    """Time of whole waves of blocks over that of the work itself: the last wave, or the only one, leaves part of the device
+    idle, which batches fill. 1 where nothing is known of the blocks."""
     expected_us: float
     no_tensor_core: str
     """Why its products do not suit tensor cores; "" if they do, or if it has none."""
