@@ -13,14 +13,14 @@ from functools import partial
 from typing import Any
 
 from gpu_checks import accuracy, check, inspect
+from gpu_fixed import exact, fixed
 from gpu_models import quantised
 from gpu_phases import RETINA, pair_of_profiles
-from gpu_pieces import exact, fixed, time_pieces
 from redline.engine.graph_facts import read_graph
 from redline.errors import TrialError
 from redline.export.half import export_half
 from redline.records import BuildOptions, EngineBuild, EngineProfile, OnnxModel
-from tensorrt_gpu import SOURCES, Bench, Shape, images, main, time_engine, time_torch
+from tensorrt_gpu import Bench, Shape, images, main, time_engine, time_torch
 
 NORMAL = 0.01
 PREDICTED = {
@@ -74,14 +74,6 @@ def fp16(bench: Bench, name: str, shape: Shape) -> EngineBuild:
         return bench.engine(name, "fp16", [shape], level=LEVEL)
     model, options = exact(bench, name, shape, LEVEL)
     return bench.build(name, model, options)
-
-
-def yolox_pieces(bench: Bench, count: int) -> None:
-    """Timings of the INT8 graphs of `yolox`, taken in pieces: see gpu_pieces.py. Those of FP16 are gpu_phases' yolox_pieces."""
-    shape = (count, 3, 640, 640)
-    models = [int8_graph(bench, "yolox640", shape, "yolox640", wide) for wide in (stem, depthwise)]
-    options = BuildOptions(precision="int8", profiles=one(shape), optimization_level=LEVEL, tactic_sources=SOURCES)
-    time_pieces(bench, models, options)
 
 
 def depthwise(bench: Bench, name: str) -> list[str]:
@@ -213,7 +205,6 @@ PHASES: dict[str, Any] = {
     "retina_32": lambda bench: retina(bench, 32),
     "retina_1": lambda bench: retina(bench, 1),
     "retina_half_outputs": retina_half_outputs,
-    **{f"yolox_pieces_{n}": partial(yolox_pieces, count=n) for n in (1, 32)},
     "yolox_1": lambda bench: yolox(bench, 1),
     "yolox_32": lambda bench: yolox(bench, 32),
     "bccd": bccd,

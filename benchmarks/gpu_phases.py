@@ -13,14 +13,14 @@ import numpy as np
 
 from gpu_builds import BuildClock
 from gpu_checks import accuracy, check, inspect, read_rgb
+from gpu_fixed import exact
 from gpu_pair import pair
-from gpu_pieces import exact, time_pieces
 from redline.engine.tensorrt_builder import build_plan
 from redline.export.half import export_half
 from redline.plan.profiles import choose_profiles
 from redline.records import BuildOptions, EngineBuild, EngineProfile, OnnxModel, Preprocess, ShapeShare, Traffic
 from redline.vision import input_size
-from tensorrt_gpu import SOURCES, Bench, Shape, images, time_engine, time_torch
+from tensorrt_gpu import Bench, Shape, images, time_engine, time_torch
 
 RETINA: Shape = (1, 3, 800, 800)
 NORMAL = 0.01
@@ -155,18 +155,11 @@ def yolox_many(bench: Bench, shape: Shape) -> None:
     time_torch(bench, "yolox640", "fp16", (32, *shape[1:]), scale=1.0, compiled=True, seconds=3)
 
 
-def yolox_pieces(bench: Bench) -> None:
-    """The timings of level 3, which no build of the whole graph reached: taken in pieces, for batch 1 and 32."""
-    wanted = [exact(bench, "yolox640", (count, *YOLOX[0][1:]), 3) for count in (1, 32)]
-    options = replace(wanted[0][1], tactic_sources=SOURCES)
-    time_pieces(bench, [model for model, _ in wanted], options)
-
-
 def yolox_exact(bench: Bench, count: int) -> None:
-    """The whole graph at level 3 for one shape, after `yolox_pieces`."""
+    """Level 3 for one shape."""
     shape = (count, *YOLOX[0][1:])
     model, options = exact(bench, "yolox640", shape, 3)
-    build, label = bench.build("yolox640", model, options), "yolox640, level 3 by pieces"
+    build, label = bench.build("yolox640", model, options), "yolox640, level 3"
     for compiled in (False, True, False):
         if compiled:
             time_torch(bench, "yolox640", "fp16", shape, scale=1.0, compiled=True, seconds=4)
@@ -220,7 +213,6 @@ def converters(bench: Bench) -> None:
 
 def given_graph(path: Path, like: OnnxModel) -> OnnxModel:
     import hashlib
-    from dataclasses import replace
 
     return replace(like, path=str(path), digest=hashlib.sha256(path.read_bytes()).hexdigest())
 
@@ -300,7 +292,7 @@ PHASES: dict[str, Any] = {
     "half_outputs": half_outputs, "converters": converters, "mix": mix,
     "pair": lambda bench: pair(bench, retina_build(bench), images(RETINA, NORMAL)),
     "pair_two": lambda bench: pair(bench, pair_of_profiles(bench, "retina91", RETINA), images(RETINA, NORMAL)),
-    "retina_two": retina_two, "yolox_pieces": yolox_pieces,
+    "retina_two": retina_two,
     **{f"yolox_exact_{count}": partial(yolox_exact, count=count) for count in (1, 32)},
     **{
         f"yolox_two_{shape[2]}{end}": partial(yolox_two, shape=shape, name=f"yolox640{end}")
