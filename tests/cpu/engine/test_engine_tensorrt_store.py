@@ -196,7 +196,7 @@ def test_a_replay_compares_bytes_and_tactics(cuda: FakeCuda, small: Write, tmp_p
     trt.tactic = "tactic_b"
     found = replay(record, trt.library(), store)
     assert (found.same_bytes, found.same_tactics) == (False, False)
-    assert found.changed == ("act", "last", "stem")
+    assert found.changed == tuple(f"{name}{end}" for name in ("act", "last", "stem") for end in ("", " [profile 1]"))
 
 
 def test_a_replay_elsewhere_is_refused_with_both_places(cuda: FakeCuda, small: Write, tmp_path: Path) -> None:
