@@ -258,7 +258,8 @@ __device__ __forceinline__ void pad(Element *out, Long plane, const Constants &c
 }
 
 // out: (N, 3, height, width), of which gridDim.z images are written; width is a multiple of PIXELS.
-extern "C" __global__ void __launch_bounds__(32 * WARPS)
+// 40 warps of a multiprocessor's 64 at once: 48 registers, which cost no spill but where antialiasing needs 80.
+extern "C" __global__ void __launch_bounds__(32 * WARPS, SAMPLING >= ANTIALIAS_UINT8 ? 1 : 40 / WARPS)
     preprocess(const Source *__restrict__ table, Element *__restrict__ out, int height, int width, Constants constants) {
     const Source &source = table[blockIdx.z];
     int column = (blockIdx.x * 32 + threadIdx.x) * PIXELS, row = (blockIdx.y * WARPS + threadIdx.y) * ROWS;
