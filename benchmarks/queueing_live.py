@@ -5,15 +5,13 @@ server and from nothing else: with one instance, closed loops of 1 to 5 callers 
 (Triton's own statistics: input, compute and output of each execution); one caller gives the spread, and what a request takes
 beside (client latency less service); single requests with 3, 10, 30 and 100 ms between them give what one takes longer on an
 instance that rested; with two instances and callers that keep both busy, with batches of 1 to 4 in turn, the same statistics
-give how much they slow each batch size, and the last of these loops the capacity. Then five loads are measured, 30, 50, 70, 80
-and 90 % of that capacity, in rounds; every arrival sequence is sent twice, in two halves of the measurement (A/A): what two
-windows of equal arrivals differ by is the noise of the machine, and nothing that the simulation could know. A shared host
-changes its pace meanwhile: a closed loop with all instances full begins every round, and all service times are scaled by the
-mean of these loops over the one before. So scaled, all P95s are predicted for the very arrival times that were sent; nothing of
-the windows' latencies goes into it.
+give how much they slow each batch size, and the last of these loops the capacity. Then all five P95s are predicted, at 30, 50,
+70, 80 and 90 % of that capacity, for the very arrival times that are sent afterwards; then they are measured, in rounds over
+the five loads. Every arrival sequence is sent twice, in two halves of the measurement (A/A): what two windows of equal arrivals
+differ by is the noise of the machine, and nothing that the simulation could know.
 
 Agreement: P95 over all windows within 10 % of the prediction, or the prediction inside the 95 % interval that A/A gives it,
-which must be 10 % or less itself. Takes 14 minutes, and a few more where the folder has no finished run yet.
+which must be 10 % or less itself. Takes 10 minutes, and a few more where the folder has no finished run yet.
 
     python benchmarks/queueing_live.py --work FOLDER [--output FILE] [--quick]
 """
@@ -41,7 +39,7 @@ from serving_case import Case, demo_case, parser, watched, write
 
 BATCH, INSTANCES = 4, 2
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
-WINDOWS, WINDOW_S, LOOP_S = 6, 20.0, 6.0
+WINDOWS, WINDOW_S, LOOP_S = 6, 15.0, 6.0
 QUICK = (2, 1.0, 0.5)
 RESTS_MS = (3.0, 10.0, 30.0, 100.0)
 CLIENTS = 32
@@ -61,17 +59,13 @@ def main() -> int:
             fed = together(live, alone, loop_s)
             path = path_of(fed)
             rates = [round(share * fed["capacity_per_s"], 1) for share in SHARES]
+            predicted = [predict(path, rate, windows, window_s) for rate in rates]
             measured: list[list[Load]] = [[] for _ in rates]
-            paces = []
             for window in range(windows):
-                paces.append(loop(live, 2 * INSTANCES * BATCH, loop_s).achieved_per_s / fed["capacity_per_s"])
                 for loads, rate in zip(measured, rates, strict=True):
                     loads.append(sent(live, rate, window_s, arrivals(window, windows)))
-    path = paced(path, statistics.fmean(paces))
-    predicted = [predict(path, rate, windows, window_s) for rate in rates]
     rows = [row(*one) for one in zip(SHARES, rates, predicted, measured, strict=True)]
-    told = {"fed": fed, "paces": paces, "loads": rows, "quick": given.quick}
-    result |= {"batch": BATCH, "instances": INSTANCES} | told
+    result |= {"batch": BATCH, "instances": INSTANCES, "fed": fed, "loads": rows, "quick": given.quick}
     write(given, {case.name: result})
     return 0 if all(one["agrees"] for one in rows) else 1
 
@@ -146,12 +140,6 @@ def path_of(fed: dict[str, Any]) -> ServedPath:
         disturbed=tuple((size, more) for size, more in fed["slowed"]),
         rested=((0.0, 0.0), *((pause, more) for pause, more in fed["rested"] if pause > 0)), overhead_ms=fed["beside_ms"],
     )  # fmt: skip
-
-
-def paced(path: ServedPath, pace: float) -> ServedPath:
-    """On a host that is `pace` times as fast as when the path was fed."""
-    shapes = tuple(replace(shape, curve=shape.curve.scaled(1 / pace)) for shape in path.shapes)
-    return replace(path, shapes=shapes, overhead_ms=path.overhead_ms / pace)
 
 
 def predict(path: ServedPath, rate: float, windows: int, seconds: float) -> dict[str, float]:
