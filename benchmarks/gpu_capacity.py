@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 import torch
 
+from gpu_load import served
 from redline.kernels.jpeg import JpegDecoder
 from redline.records import DeviceImage
 from redline.resident import ResidentPipeline
@@ -35,7 +35,6 @@ class Workers:
         self.taken: list[float] = []
         self.by_gpu = dict.fromkeys((pipe.device for pipe in pipes), 0)
         self.decoders = [JpegDecoder(pipe.device, threads=2) for pipe in pipes] if files else []
-        self.threads: list[threading.Thread] = []
 
     def work(self, index: int) -> None:
         pipe, over = self.pipes[index], False
@@ -65,26 +64,8 @@ class Workers:
     def run(self, requests: int, rate: float | None) -> dict[str, Any]:
         """`requests` at once (None) or by a Poisson process; latency from the time each was due."""
         self.taken, self.by_gpu = [], dict.fromkeys(self.by_gpu, 0)
-        gaps = np.random.default_rng(0).exponential(1 / rate, requests) if rate else np.zeros(requests)
-        self.threads = [threading.Thread(target=self.work, args=(index,)) for index in range(len(self.pipes))]
-        start = time.perf_counter()
-        for thread in self.threads:
-            thread.start()
-        for due in start + np.cumsum(gaps):
-            wait = due - time.perf_counter()
-            if wait > 0.0005:
-                time.sleep(wait)
-            self.queue.put(float(due))
-        for _ in self.threads:
-            self.queue.put(None)
-        for thread in self.threads:
-            thread.join()
-        seconds = time.perf_counter() - start
-        p50, p95, p99 = np.percentile(self.taken, (50, 95, 99))
-        return {
-            "images_per_s": requests / seconds, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "offered_per_s": rate,
-            "answered": len(self.taken), "by_gpu": list(self.by_gpu.values()),
-        }  # fmt: skip
+        threads = [threading.Thread(target=self.work, args=(index,)) for index in range(len(self.pipes))]
+        return served(self.queue, threads, self.taken, requests, rate) | {"by_gpu": list(self.by_gpu.values())}
 
 
 Make = Callable[[int], list[ResidentPipeline]]

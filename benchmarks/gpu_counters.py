@@ -2,7 +2,8 @@
 
     ncu --profile-from-start off --clock-control none --set full --csv --page raw python benchmarks/gpu_counters.py --out DIR
 
-ncu's rows come in the order of <out>/order.json. What a launch finds in the L2 cache is what ncu leaves there: nothing.
+ncu's rows come in the order of <out>/order.json; gpu_counters_read.py reads them. What a launch finds in the L2 cache is what
+ncu leaves there: nothing.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import time
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 from cuda.bindings import runtime as cudart
 
+from gpu_load import served
 from redline.engine.cuda import ok
 from redline.engine.tensorrt_runner import TensorRTRunner
 from redline.records import EngineBuild
@@ -44,23 +44,7 @@ class Pool:
 
     def run(self, rate: float | None) -> dict[str, Any]:
         """`REQUESTS` requests all at once (None), or due at `rate` a second by a Poisson process."""
-        gaps = np.random.default_rng(0).exponential(1 / rate, REQUESTS) if rate else np.zeros(REQUESTS)
-        for thread in self.threads:
-            thread.start()
-        start = time.perf_counter()
-        for due in start + np.cumsum(gaps):
-            wait = due - time.perf_counter()
-            if wait > 0:
-                time.sleep(wait)
-            self.queue.put(float(due))
-        for _ in self.threads:
-            self.queue.put(None)
-        for thread in self.threads:
-            thread.join()
-        seconds = time.perf_counter() - start
-        p50, p95, p99 = np.percentile(self.taken, (50, 95, 99))
-        row = {"images_per_s": REQUESTS / seconds, "by_gpu": self.by_gpu}
-        return row | ({"offered_per_s": rate, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99} if rate else {})
+        return served(self.queue, self.threads, self.taken, REQUESTS, rate) | {"by_gpu": self.by_gpu}
 
 
 def pair(bench: Bench, build: EngineBuild, batch: Any) -> None:

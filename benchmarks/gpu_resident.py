@@ -36,7 +36,6 @@ from redline.kernels.jpeg import JpegDecoder
 from redline.predict import Predictor
 from redline.records import Detections, Detector, DeviceImage, EngineBuild, Postprocess
 from redline.resident import ResidentPipeline
-from redline.resident_lanes import batches_of
 from redline.vision import prepare
 from tensorrt_gpu import Bench, main, timed
 
@@ -77,6 +76,18 @@ def threshold(bench: Bench, name: str, runner: Any, photo: Any) -> Postprocess:
         return source.postprocess
     logits = runner.run(prepare(photo, source.preprocess, "fixed")[0][None])[0].astype(np.float32)
     return replace(source.postprocess, score=float(1 / (1 + np.exp(-np.quantile(logits, 0.99)))))
+
+
+def batches_of(runner: Any, input_hw: tuple[int, int]) -> list[int]:
+    """Powers of two that the engine's profiles hold as a batch of this input size."""
+    batches = [1 << power for power in range(10)]
+    shapes = [(batch, 3, *input_hw) for batch in batches]
+    spans = [(low, high) for low, _, high in runner.profiles]
+    return [
+        shape[0]
+        for shape in shapes
+        if any(all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)) for low, high in spans)
+    ]
 
 
 def pipeline(bench: Bench, name: str, runner: Any, images: int, **how: Any) -> ResidentPipeline:

@@ -54,7 +54,7 @@ def main() -> int:
     windows, window_s, loop_s = QUICK if given.quick else (WINDOWS, WINDOW_S, LOOP_S)
     case, result = demo_case(given.work, given.minutes), dict[str, Any]()
     with watched(result):
-        alone = alone_of(case, loop_s, RESTS_MS)
+        alone = alone_of(case, loop_s)
         with served(case, INSTANCES) as live:
             fed = together(live, alone, loop_s)
             path = path_of(fed)
@@ -90,14 +90,14 @@ def loop(live: ServedLive, callers: int, seconds: float) -> Load:
     return closed_loop(live.target, concurrency=callers, seconds=seconds, same_batch=live.same_batch)
 
 
-def alone_of(case: Case, seconds: float, pauses: tuple[float, ...]) -> dict[str, Any]:
+def alone_of(case: Case, seconds: float) -> dict[str, Any]:
     """Of one instance: mean ms by batch, the spread of single requests as ratios, and what a request takes beside."""
     with served(case, 1) as live:
         loop(live, BATCH + 1, seconds / 2)  # warm
         _, start = times_of(live, Counter())
         single = loop(live, 1, seconds)
         ones, _ = times_of(live, start)
-        rested = [rest(live, single.mean_ms, pause, 2 * seconds) for pause in pauses]
+        rested = [rest(live, single.mean_ms, pause, 2 * seconds) for pause in RESTS_MS]
         _, before = times_of(live, Counter())
         for callers in range(2, BATCH + 2):
             loop(live, callers, seconds)

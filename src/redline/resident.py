@@ -28,7 +28,9 @@ TYPES = {"float32": torch.float32, "float16": torch.float16}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Form:
-    """What is replayed for one number of images. All forms share the pipeline's buffers, of which each takes the beginning."""
+    """What is replayed for one number of images. All forms share the pipeline's buffers, of which each takes the beginning;
+    a context is each form's own, as a captured graph must not be replayed once its context has had another shape.
+    """
 
     batch: DeviceBatch
     input: torch.Tensor
@@ -63,15 +65,11 @@ class ResidentPipeline:
         self._constants = constants(prepared)
         self._found = [self.post.boxes, self.post.scores, self.post.labels, self.post.counts]
         self._host = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in self._found]
-        contexts: dict[int, Any] = {}
         buffers: dict[str, torch.Tensor] = {}
-        self._graphs: list[tuple[DeviceBatch, Any]] = []
-        for count in sorted({images, *(n for n in fewer if 0 < n < images)}, reverse=True):
-            form = _form(runner, (count, 3, *input_hw), self.stream, contexts, buffers)
-            if count == images:
-                self._cuda = CudaPreprocess(self._constants, form.batch.dtype, input_hw[1]) if kernel == "cuda" else None
-            self._graphs.insert(0, (form.batch, self._captured(form)))
-        self._held = (contexts, buffers)
+        counts = sorted({images, *(n for n in fewer if 0 < n < images)}, reverse=True)
+        forms = [_form(runner, (count, 3, *input_hw), self.stream, buffers) for count in counts]
+        self._cuda = CudaPreprocess(self._constants, forms[0].batch.dtype, input_hw[1]) if kernel == "cuda" else None
+        self._graphs = [(form, self._captured(form)) for form in reversed(forms)]
         self._done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call, unused-ignore]
         self._done.record(self.stream)
 
@@ -82,9 +80,9 @@ class ResidentPipeline:
         Raises BadInput: kernels.capacity, kernels.image-size, kernels.row-bytes, kernels.input-size.
         """
         self._done.synchronize()  # the tables in pinned memory belong to the batch before until it is done
-        fits = (one for one in self._graphs if one[0].shape[0] >= len(images))
-        batch, graph = next(fits, self._graphs[-1])
-        placements = fill_rows(self._rows, images, self._preprocess, self._shapes, batch)
+        fits = (one for one in self._graphs if one[0].batch.shape[0] >= len(images))
+        form, graph = next(fits, self._graphs[-1])
+        placements = fill_rows(self._rows, images, self._preprocess, self._shapes, form.batch)
         with torch.cuda.stream(self.stream):
             self._table.copy_(self._staged, non_blocking=True)
             self.post.place(placements)
@@ -126,26 +124,15 @@ class ResidentPipeline:
             ok(cudart.cudaMemcpyAsync(host.data_ptr(), tensor.data_ptr(), size, TO_HOST, address))
 
 
-def _form(
-    runner: TensorRTRunner,
-    shape: tuple[int, int, int, int],
-    stream: Any,
-    contexts: dict[int, Any],
-    buffers: dict[str, torch.Tensor],
-) -> _Form:
-    """`contexts` by profile and `buffers` by tensor are added to, the largest shape first; a graph keeps the shape that its
-    context had when it was captured.
-    """
+def _form(runner: TensorRTRunner, shape: tuple[int, int, int, int], stream: Any, buffers: dict[str, torch.Tensor]) -> _Form:
+    """`buffers` by tensor are added to, by the largest shape, which comes first."""
+    context = runner.engine.create_execution_context()
+    if context is None:
+        raise TrialError("engine-memory", "No memory for an execution context", got=str(shape), fix="fewer in flight")
     with runner.lane() as lane:
         index, name, dtypes = lane.profile_of(shape), lane.input, lane.dtypes
-    if index not in contexts:
-        context = runner.engine.create_execution_context()
-        if context is None:
-            raise TrialError("engine-memory", "No memory for an execution context", got=str(shape), fix="fewer in flight")
-        context.set_optimization_profile_async(index, stream.cuda_stream)
-        stream.synchronize()
-        contexts[index] = context
-    context = contexts[index]
+    context.set_optimization_profile_async(index, stream.cuda_stream)
+    stream.synchronize()
     context.set_input_shape(name, shape)
 
     def tensor(name: str) -> torch.Tensor:

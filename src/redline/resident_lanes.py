@@ -120,18 +120,6 @@ def open_resident(
     return ResidentRunner(f"{runners[0].name}, images on the GPU", tuple(lanes), tuple(runners)), predict
 
 
-def batches_of(runner: TensorRTRunner, input_hw: tuple[int, int]) -> list[int]:
-    """Powers of two that the engine's profiles hold as a batch of this input size."""
-    batches = [1 << power for power in range(10)]
-    shapes = [(batch, 3, *input_hw) for batch in batches]
-    spans = [(low, high) for low, _, high in runner.profiles]
-    return [
-        shape[0]
-        for shape in shapes
-        if any(all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)) for low, high in spans)
-    ]
-
-
 class ResidentLane:
     """A pipeline with its decoder and the memory for pixels that come from the host."""
 
@@ -144,7 +132,7 @@ class ResidentLane:
 
         self.images, self._device = images, runner.device
         parts = (detector.preprocess, detector.head, detector.postprocess, classes)
-        self._pipe = ResidentPipeline(runner, *parts, input_hw=input_hw, images=images, fewer=batches_of(runner, input_hw))
+        self._pipe = ResidentPipeline(runner, *parts, input_hw=input_hw, images=images)
         try:
             self._decoder: JpegDecoder | None = JpegDecoder(runner.device)
         except TrialError:  # not installed: the host decodes

@@ -37,10 +37,10 @@ class Tiles:
     """Scores a block of the filter reads, 65536 at most."""
     filter_warps: int = 4
     listed: int = 2048
-    """Survivors read at once by a block of the selection, and blocks a group."""
+    """Survivors read at once by a block of the selection."""
     listed_warps: int = 8
     programs: int = 256
-    """Of the selection, of all images: two a multiprocessor are at work at once on an H200."""
+    """Blocks of the selection, of all images: two a multiprocessor are at work at once on an H200. Not measured."""
     ranked: int = 16
     """Candidates a block ranks and decodes, against so many at once."""
     ranked_against: int = 256

@@ -25,7 +25,7 @@ LAYERS = (*PRODUCTS, "pool")
 TERA, GIGA, MICRO = 1e12, 1e9, 1e6
 BLOCK = 8192
 """Results that a block of a convolution or product on tensor cores makes, 128 x 64: of 4,096, 8,192 and 16,384 the one whose
-predictions of engines left out of the fit came nearest (benchmarks/results/2026-11-29-plan-predictions-second.json)."""
+predictions of engines left out of the fit came nearest (errors_by_block of 2026-11-29-plan-predictions-second.json)."""
 FLOOR_BUSY = 0.5
 """Part of a kernel's fixed time in which the device is full all the same. By this the two lanes of RetinaNet-R50 at 800 x 800
 give 1.2 times one lane on an H100; measured: 749 images/s against 638 (2026-11-25-h100-tensorrt-pair.json)."""

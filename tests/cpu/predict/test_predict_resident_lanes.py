@@ -15,7 +15,7 @@ import pytest
 from redline import resident_lanes
 from redline.errors import TrialError
 from redline.records import Candidate, Detections
-from redline.resident_lanes import ALIGNED, PixelStage, ResidentPredictor, batches_of, open_resident
+from redline.resident_lanes import ALIGNED, PixelStage, ResidentPredictor, open_resident
 
 CANDIDATE = Candidate(
     runner="tensorrt", precision="fp16", device="cuda:0,1", profiles="exact", cuda_graphs=True, prepost="kernel", concurrency=3
@@ -175,11 +175,3 @@ def test_pixels_lie_aligned_behind_each_other_with_room_to_read_past_the_last(mo
             np.testing.assert_array_equal(memory[start : start + image.size], image.reshape(-1))
         last = placed[-1].pointer - base + images[-1].size
         assert last + 4 <= len(memory)
-
-
-def test_a_pipeline_has_a_graph_of_each_power_of_two_that_a_profile_holds() -> None:
-    one, many = (1, 3, 640, 640), (12, 3, 640, 640)
-    runner: Any = SimpleNamespace(profiles=[(one, one, one), ((3, 3, 320, 640), many, many)])
-    assert batches_of(runner, (640, 640)) == [1, 4, 8]
-    assert batches_of(runner, (320, 640)) == [4, 8]
-    assert batches_of(runner, (320, 320)) == []
