@@ -50,7 +50,11 @@ class Typed(Library):
 
 
 class Few(Typed):
-    """Of the pointwise kernels, each of which is compiled before it is timed, `KEPT` for each pair of layouts."""
+    """Of the pointwise kernels, each of which is compiled before it is timed, one for each layout that goes through unchanged.
+
+    SiLU after each convolution makes YOLOX-Nano's build wait for some 150 such kernels a layer, nearly all of which turn one
+    layout into another. Where no kernel keeps layout and type, one of each pair of layouts stays.
+    """
 
     def configure(self, builder: Any, options: Any) -> Any:
         config = Typed.configure(self, builder, options)
@@ -61,7 +65,6 @@ class Few(Typed):
 
 ALIVE: list[Any] = []
 """TensorRT holds no reference to a selector."""
-KEPT = 2
 
 
 def _selector(module: Any) -> Any:
@@ -70,33 +73,36 @@ def _selector(module: Any) -> Any:
     class Selector(base):  # type: ignore[misc, valid-type, unused-ignore]
         def __init__(self) -> None:
             base.__init__(self)
+            self.offered, self.kept = 0, 0
 
         def select_algorithms(self, context: Any, choices: Any) -> list[int]:
             everything = list(range(len(choices)))
             if not str(context.name).startswith("PWN("):
                 return everything
             try:
-                seen: Counter[Any] = Counter()
-                kept = []
+                first: dict[Any, int] = {}
                 for index in everything:
-                    key = _layouts(choices[index], context.num_inputs + context.num_outputs)
-                    seen[key] += 1
-                    if seen[key] <= KEPT:
-                        kept.append(index)
+                    first.setdefault(_layouts(choices[index], context.num_inputs + context.num_outputs), index)
+                through = [index for layouts, index in first.items() if len(set(layouts)) == 1 and "HALF" in layouts[0][0]]
+                kept = sorted(through or first.values())
+                self.offered, self.kept = self.offered + len(everything), self.kept + len(kept)
+                if self.offered == len(everything) or not through:
+                    print("selector:", context.name, len(everything), "offered", len(kept), "kept", list(first)[:6], flush=True)
                 return kept
             except Exception as error:  # nothing may leave a callback of the builder
                 print("selector:", error, flush=True)
                 return everything
 
         def report_algorithms(self, contexts: Any, choices: Any) -> None:
-            pass
+            print("selector:", self.offered, "pointwise kernels offered,", self.kept, "kept", flush=True)
 
     return Selector()
 
 
-def _layouts(choice: Any, count: int) -> tuple[Any, ...]:
+def _layouts(choice: Any, count: int) -> tuple[tuple[str, str, int], ...]:
+    """(type, strides, components together) of each input and output."""
     infos = [choice.get_algorithm_io_info(index) for index in range(count)]
-    return tuple((str(info.dtype), str(info.strides), str(info.components_per_element)) for info in infos)
+    return tuple((str(info.dtype), str(info.strides), info.components_per_element) for info in infos)
 
 
 class Free(Library):

@@ -94,7 +94,8 @@ def pipeline(bench: Bench, name: str, runner: Any, images: int, **how: Any) -> R
     source = prepared(name, bench.given.weights)
     shape = runner.profiles[0][1][2:]
     parts = (source.preprocess, source.head, POST[name], CLASSES[name])
-    return ResidentPipeline(runner, *parts, input_hw=shape, images=images, fewer=batches_of(runner, shape), **how)
+    fewer = () if bench.given.one_size else batches_of(runner, shape)
+    return ResidentPipeline(runner, *parts, input_hw=shape, images=images, fewer=fewer, **how)
 
 
 def equal(

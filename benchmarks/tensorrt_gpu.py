@@ -235,6 +235,7 @@ def main(phases: dict[str, Any] | None = None, about: str | None = __doc__) -> N
     options.add_argument("--clock", action="store_true", help="say where a build's time goes (it costs a little)")
     options.add_argument("--how", choices=LIBRARIES, default="asked", help="see gpu_builds.py")
     options.add_argument("--build-only", action="store_true", help="a phase ends with its first build")
+    options.add_argument("--one-size", action="store_true", help="a pipeline has a graph of its full batch alone")
     options.add_argument("--timings", type=Path, help="a timing cache to begin with")
     options.add_argument("--level", type=int, help="optimisation level of every build; default: each phase's own")
     given = options.parse_args()

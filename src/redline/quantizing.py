@@ -137,7 +137,11 @@ def narrowed(model: onnx.ModelProto, table: QuantTable, keep_wide: Collection[st
     layers = [name for name in table.weights if name not in keep_wide]
     placement = place(adjust(model, factors), layers, share=share, copies=table.number == "int8")
     biases = tuple(entry for entry in table.biases if entry.node not in keep_wide)
-    return replace(table, points=placement.points, weights=placement.weights, factors=factors, biases=biases)
+    # A residual branch or a copy that was not rounded before may be now, and a table that was made elsewhere knows the ranges
+    # of such tensors by names that this graph has not. Layers' own inputs were rounded before: theirs are known.
+    known = dict(table.scales)
+    points = tuple(point for point in placement.points if point.tensor in known)
+    return replace(table, points=points, weights=placement.weights, factors=factors, biases=biases)
 
 
 def _unless_wide(entry: ChannelFactors, wide: Collection[str]) -> ChannelFactors | None:

@@ -66,8 +66,9 @@ class ResidentPipeline:
         self._found = [self.post.boxes, self.post.scores, self.post.labels, self.post.counts]
         self._host = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in self._found]
         buffers: dict[str, torch.Tensor] = {}
+        self._scratch = _scratch(runner)  # one for all graphs: one runs at a time
         counts = sorted({images, *(n for n in fewer if 0 < n < images)}, reverse=True)
-        forms = [_form(runner, (count, 3, *input_hw), self.stream, buffers) for count in counts]
+        forms = [_form(runner, (count, 3, *input_hw), self.stream, buffers, self._scratch) for count in counts]
         self._cuda = CudaPreprocess(self._constants, forms[0].batch.dtype, input_hw[1]) if kernel == "cuda" else None
         self._graphs = [(form, self._captured(form)) for form in reversed(forms)]
         self._done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call, unused-ignore]
@@ -124,9 +125,25 @@ class ResidentPipeline:
             ok(cudart.cudaMemcpyAsync(host.data_ptr(), tensor.data_ptr(), size, TO_HOST, address))
 
 
-def _form(runner: TensorRTRunner, shape: tuple[int, int, int, int], stream: Any, buffers: dict[str, torch.Tensor]) -> _Form:
+def _scratch(runner: TensorRTRunner) -> torch.Tensor:
+    size = runner.library.context_bytes(runner.engine)
+    try:
+        return torch.empty(max(size, 1), dtype=torch.uint8, device="cuda")
+    except torch.cuda.OutOfMemoryError as error:
+        raise TrialError(
+            "engine-memory", "No memory for an execution context", got=str(error), fix="fewer in flight"
+        ) from error
+
+
+def _form(
+    runner: TensorRTRunner,
+    shape: tuple[int, int, int, int],
+    stream: Any,
+    buffers: dict[str, torch.Tensor],
+    scratch: torch.Tensor,
+) -> _Form:
     """`buffers` by tensor are added to, by the largest shape, which comes first."""
-    context = runner.engine.create_execution_context()
+    context = runner.library.context_on(runner.engine, scratch.data_ptr(), scratch.nbytes)
     if context is None:
         raise TrialError("engine-memory", "No memory for an execution context", got=str(shape), fix="fewer in flight")
     with runner.lane() as lane:

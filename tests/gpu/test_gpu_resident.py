@@ -28,7 +28,7 @@ SIZES = ((128, 96), (96, 128), (37, 201), (300, 300))
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """(detector, a runner of its FP16 engine for batches of 1 to 4)."""
+    """(detector, what opens its FP16 engine for batches of 1 to 4)."""
     from blob_net import project
 
     from redline.engine.tensorrt_runner import TensorRTRunner
@@ -48,7 +48,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     sources = tuple(name for name in library.tactic_sources if name.endswith("CONVOLUTIONS"))
     build = build_engine(half, BuildOptions(precision="fp16", profiles=(profile,), tactic_sources=sources), library, store)
     plan = store.path(build.digest).read_bytes()
-    return detector, TensorRTRunner(plan, library, outputs=[fact.name for fact in build.outputs])
+    names = [fact.name for fact in build.outputs]
+
+    def opened(**how: Any) -> Any:
+        return TensorRTRunner(plan, library, outputs=names, **how)
+
+    return detector, opened
 
 
 def on_device(pixels: Any) -> tuple[DeviceImage, Any]:
@@ -63,7 +68,8 @@ def on_device(pixels: Any) -> tuple[DeviceImage, Any]:
 def test_detections_are_those_of_the_reference_path(parts: tuple[Any, Any], kernel: Any, images: int) -> None:
     from redline.resident import ResidentPipeline
 
-    detector, runner = parts
+    detector, opened = parts
+    runner = opened()
     post = replace(detector.postprocess, score=0.05)
     pipe = ResidentPipeline(
         runner, detector.preprocess, detector.head, post, 1, input_hw=(128, 128), images=images, fewer=(1, 2), kernel=kernel
@@ -80,3 +86,20 @@ def test_detections_are_those_of_the_reference_path(parts: tuple[Any, Any], kern
             np.testing.assert_array_equal(found.labels, wanted.labels)
             np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-3)
             np.testing.assert_allclose(found.boxes, wanted.boxes, atol=0.05)
+    del pipe
+    runner.close()
+
+
+def test_graphs_of_several_shapes_in_one_context_answer_as_plain_runs(parts: tuple[Any, Any]) -> None:
+    """Each shape is captured in the context that the shape before was run in, and replayed after others were."""
+    _, opened = parts
+    graphed, plain = opened(), opened(graphs=False)
+    rng = np.random.default_rng(5)
+    for count in (4, 1, 3, 2, 4, 2, 1, 3, 1, 4):
+        batch = rng.uniform(0, 255, (count, 3, 128, 128)).astype(np.float32)
+        for one, other in zip(graphed.run(batch), plain.run(batch), strict=True):
+            np.testing.assert_array_equal(one, other)
+    with graphed.lane() as lane:
+        assert len(lane.graphs) == 4
+    graphed.close()
+    plain.close()

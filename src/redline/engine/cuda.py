@@ -61,6 +61,19 @@ def describe(device: int) -> tuple[str, str, str]:
     return name.rstrip("\0"), f"{properties.major}.{properties.minor}", f"{driver // 1000}.{driver % 1000 // 10}"
 
 
+class Scratch:
+    """Device memory, allocated once. Raises TrialError: engine-memory."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.device = max(size, 1), 0
+        self.device = int(ok(cudart.cudaMalloc(self.size)))
+
+    def close(self) -> None:
+        if self.device:
+            cudart.cudaFree(self.device)
+        self.device = 0
+
+
 class Buffer:
     """Device memory and pinned host memory of the same size, allocated once."""
 

@@ -35,6 +35,7 @@ class Api(Protocol):
     TacticSource: type[trt.TacticSource]
     TensorIOMode: type[trt.TensorIOMode]
     TensorLocation: type[trt.TensorLocation]
+    ExecutionContextAllocationStrategy: type[trt.ExecutionContextAllocationStrategy]
     ComputeCapability: Any
     """TensorRT-RTX alone."""
 

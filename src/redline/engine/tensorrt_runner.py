@@ -131,7 +131,7 @@ def no_memory(log: Log) -> TrialError:
 
 
 class Lane:
-    """One inference at a time: a stream, a context for each profile, and buffers for the largest shapes."""
+    """One inference at a time: a stream, contexts of all profiles on one scratch memory, buffers for the largest shapes."""
 
     def __init__(
         self,
@@ -147,6 +147,7 @@ class Lane:
         self._keep = GRAPHS if graphs else 0
         self.graphs: OrderedDict[Key, cuda.Graph] = OrderedDict()
         self.buffers: dict[str, cuda.Buffer] = {}
+        self.scratch: cuda.Scratch | None = None
         self.contexts: list[trt.IExecutionContext] = []
         self.stream = cuda.Stream()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -156,15 +157,16 @@ class Lane:
         self.dtypes = {name: np.dtype(library.module.nptype(engine.get_tensor_dtype(name))) for name in names}
         self._shape: list[tuple[Shape, int] | None] = []
         try:
-            self._open()
+            self._open(library)
         except TrialError:
             self.close()
             raise
 
-    def _open(self) -> None:
+    def _open(self, library: Library) -> None:
         sizes = dict.fromkeys((self.input, *self.outputs), 0)
+        self.scratch = cuda.Scratch(library.context_bytes(self._engine))
         for index, (_, _, largest) in enumerate(self._profiles):
-            context = self._engine.create_execution_context()
+            context = library.context_on(self._engine, self.scratch.device, self.scratch.size)
             if context is None:
                 raise no_memory(self._log)
             context.set_optimization_profile_async(index, self.stream.address)
@@ -250,6 +252,8 @@ class Lane:
             graph.close()
         self.graphs.clear()
         self.contexts.clear()
+        if self.scratch is not None:
+            self.scratch.close()
         for buffer in self.buffers.values():
             buffer.close()
         self.buffers = {}

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from fake_inspector import Inspector
 from onnx import numpy_helper, shape_inference
 
 from redline.engine.tensorrt_versions import Library
@@ -290,6 +291,9 @@ class Engine:
             return None
         return Context(self, address)
 
+    def create_execution_context_without_device_memory(self) -> Any:
+        return Context(self, 0)  # the memory is the caller's
+
     def create_engine_inspector(self) -> Any:
         layers = [
             {
@@ -307,28 +311,6 @@ class Engine:
         return Inspector(layers, len({shape for low, _, high in self.profiles for shape in (tuple(low), tuple(high))}) == 1)
 
 
-class Inspector:
-    """As 8.6 was seen to answer: what has several shapes has a type only in a context, several profiles' layer by layer."""
-
-    def __init__(self, layers: list[dict[str, Any]], fixed: bool) -> None:
-        self.layers, self.fixed = layers, fixed
-        self.execution_context: Any = None
-
-    def get_engine_information(self, form: Any) -> str:
-        context = self.execution_context
-        if context is not None and len(context.engine.profiles) > 1:
-            return ""
-        known = self.fixed or (context is not None and context.shape)
-        return json.dumps({"Layers": self.layers if known else [*map(self._untyped, self.layers)]})
-
-    def get_layer_information(self, index: int, form: Any) -> str:
-        of = index * len(self.execution_context.engine.profiles) // len(self.layers)
-        return json.dumps(self.layers[index]) if of == self.execution_context.profile else ""
-
-    def _untyped(self, layer: dict[str, Any]) -> dict[str, Any]:
-        return {**layer, "Inputs": [{**one, "Format/Datatype": "N/A due to dynamic shapes"} for one in layer["Inputs"]]}
-
-
 class Context:
     def __init__(self, engine: Engine, memory: int) -> None:
         self.engine, self.memory = engine, memory
@@ -340,7 +322,12 @@ class Context:
         self._shapes: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {}
 
     def __del__(self) -> None:
-        self.engine.trt.cuda.cudaFree(self.memory)
+        if self.memory:
+            self.engine.trt.cuda.cudaFree(self.memory)
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert address
+        assert size == self.engine.device_memory_size
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self.profile = index

@@ -132,7 +132,7 @@ def test_a_plan_that_cannot_be_opened_says_why_and_how_to_build_it_anew(trt: Fak
 
 
 def test_out_of_memory_is_a_clean_failure_and_memory_comes_back(trt: FakeTensorRT, small: Write) -> None:
-    need = 2 * 3 * 16 * 16 * 4 + 2 * 2 * 16 * 16 * 4 + 2 * trt.context_bytes
+    need = 2 * 3 * 16 * 16 * 4 + 2 * 2 * 16 * 16 * 4 + trt.context_bytes  # one scratch for the contexts of a lane
     trt.cuda.total = need
     opened(trt, small).close()
     for total, code in ((need - 1, "engine-memory"), (trt.context_bytes, "engine-memory")):

@@ -173,6 +173,21 @@ def test_what_a_release_lacks_is_refused_with_what_it_has() -> None:
         release(NEW).configure(builder_of(NEW)[0], options(capabilities=("8.9",)))
 
 
+@pytest.mark.parametrize("version", SYMBOLS)
+def test_a_context_on_lent_memory_is_made_by_the_calls_that_exist(version: str) -> None:
+    context = Strict("IExecutionContext", SYMBOLS[version]["IExecutionContext"])
+    makers = dict.fromkeys(("create_execution_context_without_device_memory", "create_execution_context"), context)
+    engine = Strict("ICudaEngine", SYMBOLS[version]["ICudaEngine"], **makers)
+    library = release(version)
+    library.module.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="lent")  # type: ignore[attr-defined]
+    assert library.context_on(engine, 4096, 64) is context
+    old = "create_execution_context_without_device_memory" in SYMBOLS[version]["ICudaEngine"]
+    assert engine.done == [(next(iter(makers)),) if old else ("create_execution_context", "lent")]
+    sized = "set_device_memory" in SYMBOLS[version]["IExecutionContext"]
+    assert (("set_device_memory", 4096, 64) in context.done) == sized
+    assert sized or ("device_memory", 4096) in context.done
+
+
 def test_memory_of_a_context_is_read_from_the_member_that_exists() -> None:
     assert release(OLD).context_bytes(SimpleNamespace(device_memory_size=7)) == 7
     assert release(NEW).context_bytes(SimpleNamespace(device_memory_size_v2=9)) == 9
