@@ -120,6 +120,9 @@ def like(kind: type[Library], library: Library) -> Library:
     return kind(library.module, library.name, library.version)
 
 
+SAY_S = 20.0
+
+
 class BuildClock:
     """Time between the lines of TensorRT's verbose log, by what was being done. Installed for the builds of a process."""
 
@@ -131,7 +134,7 @@ class BuildClock:
         self.nodes: dict[str, float] = defaultdict(float)
         self.tactics: Counter[str] = Counter()
         self.lines, self.doing, self.node = 0, "start", ""
-        self.last = self.began = time.perf_counter()
+        self.last = self.began = self.said = time.perf_counter()
 
     def install(self) -> None:
         vars(tensorrt_builder)["make_logger"] = self.logger
@@ -155,6 +158,9 @@ class BuildClock:
         now = time.perf_counter()
         gap, self.last = now - self.last, now
         self.lines += 1
+        if now - self.said > SAY_S:  # a build that is cut off has said where its time went
+            self.said = now
+            print(f"[{now - self.began:6.1f}] at {self.node or self.doing}:", self.summary(6)["by_work_s"], flush=True)
         self.spent[self.doing] += gap
         if self.node:
             self.nodes[self.node] += gap

@@ -29,6 +29,7 @@ from PIL import Image
 
 from gpu_capacity import Workers, capacity, rates
 from gpu_checks import read_rgb
+from gpu_fixed import exact
 from gpu_models import detector
 from gpu_phases import RETINA, YOLOX, pair_of_profiles
 from redline.engine.torch_gpu_runner import TorchGpuRunner
@@ -39,7 +40,7 @@ from redline.resident import ResidentPipeline
 from redline.vision import prepare
 from tensorrt_gpu import Bench, main, timed
 
-CLASSES = {"retina91": 91, "retina4": 4, "yolox640-stem": 80}
+CLASSES = {"retina91": 91, "retina4": 4, "yolox640": 80, "yolox640-stem": 80}
 POST: dict[str, Postprocess] = {}
 NEAR_PX, NEAR = 0.05, 1e-3
 
@@ -245,6 +246,7 @@ def objective(bench: Bench, name: str, build: EngineBuild, batches: Sequence[int
                 pipes = [pipeline(bench, name, runner, images) for runner in used for _ in range(each)]
                 workers = Workers(pipes, images, held, files)
                 workers.run(40 * len(pipes), None)
+                workers.run(200, 200.0)  # one image at a time too: what decodes and computes few is loaded at its first use
                 row = workers.run(4000, None)
                 bench.note(model=name, what="capacity jpeg", images=images, pipelines_each=each, gpus=len(used), **row)
                 steps = [share * row["images_per_s"] for share in (0.3, 0.45, 0.6, 0.7, 0.8, 0.9)]
@@ -261,10 +263,24 @@ def yolox_build(bench: Bench) -> EngineBuild:
     return pair_of_profiles(bench, "yolox640-stem", YOLOX[0])
 
 
-def bccd_resident(bench: Bench) -> None:
-    """Accuracy of the kernels around the engine of gpu_phases' bccd."""
+def exact_resident(bench: Bench) -> None:
+    """Latency around the engine of gpu_phases' yolox_exact_1."""
+    name, shape = "yolox640", (1, 3, *YOLOX[0][2:])
+    runner, decoder = bench.runner(bench.build(name, *exact(bench, name, shape, 3))), JpegDecoder(0, threads=2)
+    POST[name] = prepared(name, bench.given.weights).postprocess
+    paths = photo_paths(bench)
+    for kernel in ("cuda", "triton", "cuda"):
+        pipe = pipeline(bench, name, runner, 1, kernel=kernel)
+        bench.note(model=name, what="kernel", kernel=kernel)
+        latency(bench, name, pipe, decoder, full_hd(paths[0]))
+    equal(bench, name, runner, pipe, paths)
+    runner.close()
+
+
+def bccd_resident(bench: Bench, precision: str) -> None:
+    """Accuracy of the kernels around the engine of gpu_phases' bccd, or one in FP32, whose rounding hides nothing."""
     name = "retina4"
-    runner, decoder = bench.runner(bench.engine(name, "fp16", [(1, 3, 640, 864)], level=2)), JpegDecoder(0, threads=2)
+    runner, decoder = bench.runner(bench.engine(name, precision, [(1, 3, 640, 864)], level=2)), JpegDecoder(0, threads=2)
     POST[name] = prepared(name, bench.given.weights).postprocess
     pipe, paths = pipeline(bench, name, runner, 1), sorted((bench.given.data / "bccd").iterdir())
     equal(bench, name, runner, pipe, paths)
@@ -277,7 +293,8 @@ def bccd_resident(bench: Bench) -> None:
 PHASES: dict[str, Any] = {
     "retina_resident": lambda bench: resident(bench, "retina91", partial(retina_build, bench), 8, photo_paths(bench)[:12]),
     "yolox_resident": lambda bench: resident(bench, "yolox640-stem", partial(yolox_build, bench), 16, photo_paths(bench)),
-    "bccd_resident": bccd_resident,
+    "yolox_exact_resident": exact_resident,
+    **{f"bccd_resident_{precision}": partial(bccd_resident, precision=precision) for precision in ("fp16", "fp32")},
     "yolox_objective": lambda bench: objective(bench, "yolox640-stem", yolox_build(bench), (16, 8)),
     "retina_objective": lambda bench: objective(bench, "retina91", retina_build(bench), (8, 4)),
 }

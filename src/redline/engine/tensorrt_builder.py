@@ -126,6 +126,7 @@ def _in_context(library: Library, engine: trt.ICudaEngine, profile: EngineProfil
     tensors = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     mode = library.module.TensorIOMode.INPUT
     context.set_input_shape(next(name for name in tensors if engine.get_tensor_mode(name) == mode), profile.optimum)
+    context.infer_shapes()  # before it has, 8.6 gives no types in a profile of several shapes
     inspector = engine.create_engine_inspector()
     inspector.execution_context = context
     own = [index for index, name in enumerate(names) if profile_of(name) == profile.index]
