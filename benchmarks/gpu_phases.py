@@ -156,15 +156,15 @@ def yolox_many(bench: Bench, shape: Shape) -> None:
 
 
 def yolox_exact(bench: Bench, count: int) -> None:
-    """Level 3 for one shape."""
+    """One shape, at level 3 if no other is asked for."""
     shape = (count, *YOLOX[0][1:])
     model, options = exact(bench, "yolox640", shape, 3)
-    build, label = bench.build("yolox640", model, options), "yolox640, level 3"
+    build = bench.build("yolox640", model, options)
     for compiled in (False, True, False):
         if compiled:
             time_torch(bench, "yolox640", "fp16", shape, scale=1.0, compiled=True, seconds=4)
         else:
-            time_engine(bench, "yolox640", "fp16", build, shape, scale=1.0, label=label)
+            time_engine(bench, "yolox640", "fp16", build, shape, scale=1.0)
     if count == 1:
         accuracy(bench, "yolox640", "coco", build)
     check(bench, "yolox640", build, images(shape, 1.0))

@@ -40,7 +40,9 @@ class Point:
     p50_ms: tuple[float, ...] = ()
     files: tuple[str, ...] = ()
     level: int | None = None
-    """Lowest optimisation level of the builds in its phase; at 0 the library takes the first kernel that works."""
+    """Lowest optimisation level of the builds in its phase. 0, where the library takes the first kernel that works, is a point
+    by itself.
+    """
 
     @property
     def family(self) -> str:
@@ -78,16 +80,17 @@ def points(files: Sequence[Path], how: str = "tensorrt") -> list[Point]:
 
     So are rows of another graph than the model's own, which `built_as` names.
     """
-    found: dict[tuple[str, str, tuple[int, ...], str], list[tuple[float, str, int | None]]] = defaultdict(list)
+    found: dict[tuple[str, str, tuple[int, ...], str, bool], list[tuple[float, str, int | None]]] = defaultdict(list)
     for file, name, row in rows(files):
         if row.get("what") != "latency" or not row["how"].startswith(how) or row["telemetry"]["processes"]:
             continue
         if row.get("built_as", row["model"]) in (row["model"], *PLAIN):
             model = row["model"].removesuffix(STEM)  # two casts more than the model's own
-            found[name, model, tuple(row["shape"]), row["how"]].append((row["p50_ms"], file, row["level"]))
+            key = name, model, tuple(row["shape"]), row["how"], row["level"] == 0
+            found[key].append((row["p50_ms"], file, row["level"]))
     return [
         Point(
-            *key,
+            *key[:4],
             tuple(p50 for p50, _, _ in seen),
             tuple(sorted({file for _, file, _ in seen})),
             min((level for _, _, level in seen if level is not None), default=None),
@@ -97,8 +100,12 @@ def points(files: Sequence[Path], how: str = "tensorrt") -> list[Point]:
 
 
 def kernels(costs: ModelCosts, model: str, on: str, files: Sequence[Path]) -> tuple[KernelTime, ...]:
-    """Of the model's engine on a device, if its layers were timed."""
-    mine = {(file, row.get("what")): row for file, name, row in rows(files) if (row.get("model"), name) == (model, on)}
+    """Of the model's engine for one image on a device, if its layers were timed; none of level 0."""
+    mine = {
+        (file, row.get("what")): row
+        for file, name, row in rows(files)
+        if (row.get("model"), name) == (model, on) and row["level"] != 0 and row.get("shape", [1])[0] == 1
+    }
     listed_in = next((file for file, what in mine if what == "layers" and "columns" in mine[file, what]), None)
     if listed_in is None:
         return ()

@@ -10,6 +10,10 @@ from redline.records.cost import LayerCost
 
 TAKES = ("conv", "depthwise", "matmul", "pointwise")
 """Kinds of kernels whose results a pointwise layer can take from registers."""
+CURVES = ("Sigmoid", "Tanh", "Erf", "Exp", "Softplus", "HardSigmoid", "HardSwish", "Mish", "Gelu")
+"""What no depthwise convolution takes: TensorRT 8.6 joined none of YOLOX-Nano's 30 to its SiLU, but 54 of the other 72
+(benchmarks/results/2026-11-29-h200-tensorrt-yolox-nano-exact.json).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ def fused(works: Sequence[Work], aliases: Mapping[str, str], results: Set[str]) 
 
     A pointwise layer joins the kernel that computed one of its inputs, if its output is as large and no other input waits for
     that kernel: a bias, an activation, a residual. A sigmoid and the product it gates become one, as x feeds both.
-    Kernels of unknown size stay alone.
+    A depthwise convolution takes no curve (`CURVES`). Kernels of unknown size stay alone.
     """
     groups: list[Group] = []
     maker: dict[str, int] = {}
@@ -59,7 +63,8 @@ def _host(work: Work, sources: Set[int], groups: Sequence[Group], works: Sequenc
     for index in sorted(sources, reverse=True):
         head = works[groups[index].head]
         same = work.places is not None and head.places == work.places
-        if same and head.layer.kind in TAKES and not _waits(sources - {index}, index, groups):
+        alone = head.layer.kind == "depthwise" and work.layer.operator in CURVES
+        if same and not alone and head.layer.kind in TAKES and not _waits(sources - {index}, index, groups):
             return index
     return None
 
