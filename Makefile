@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo test install lint clean
 
 demo: install
-	$(BIN)/redline init --demo demo --force
+	$(BIN)/redline init --demo demo --force --confirm 2000
 	$(BIN)/redline run demo/detector.toml
 	@sh tools/demo_service.sh "$(BIN)/redline" demo/detector.toml
 

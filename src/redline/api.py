@@ -92,11 +92,11 @@ def init(
     )
 
 
-def init_demo(folder: Path, *, force: bool = False, progress: Callable[[int, int], None] | None = None) -> Written:
-    """Make the demo project: generated scenes in `folder`/val and `folder`/detector.toml for the bundled detector."""
+def init_demo(folder: Path, *, force: bool = False, confirm: int = 0) -> Written:
+    """The demo project: scenes in `folder`/val, detector.toml, and `confirm` scenes more for a run to check its choice on."""
     from redline import demo_project
 
-    return demo_project.make(Path(folder), force=force, progress=progress)
+    return demo_project.make(Path(folder), force=force, confirm=confirm)
 
 
 def doctor(*, measure: bool = False, output: Path | None = None, progress: bool = True) -> Diagnosis:

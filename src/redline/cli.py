@@ -87,6 +87,7 @@ def init(
     head: Annotated[str | None, typer.Option(help='"yolox", "retinanet", "detections" or "package.module:callable".')] = None,
     output: Annotated[Path, typer.Option(help="The file to write.")] = Path("detector.toml"),
     demo: Annotated[Path | None, typer.Option(help="Make the demo project in this folder instead.")] = None,
+    confirm: Annotated[int, typer.Option(min=0, help="With --demo: scenes more, to check what is chosen on.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a commented spec file, or the demo project."""
@@ -99,8 +100,10 @@ def init(
         if unused:
             raise _bad_option(f"{', '.join(unused)}: not with --demo", "leave them out: the demo brings its own model and data")
         with console.status("drawing scenes"):
-            written = api.init_demo(demo, force=force)
+            written = api.init_demo(demo, force=force, confirm=confirm)
     else:
+        if confirm:
+            raise _bad_option("--confirm without --demo", "name your images in the spec: [data] confirm")
         if images is None:
             raise _bad_option(
                 "--images is missing", "redline init --factory pkg:fn --images DIR, or redline init --demo FOLDER"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from redline import spec
@@ -22,20 +21,23 @@ P95_MS = 300.0
 THROUGHPUT = 40.0
 CALIBRATION = 32
 CALIBRATION_SEED = 6_000_000
+CONFIRM_SEED = 9_000_000
 MAP_DROP_PCT = 0.5
 MINUTES = 0.5
 HOLD_S = 3.0
 CANARY_REQUESTS = 60
 
 
-def make(folder: Path, *, force: bool = False, progress: Callable[[int, int], None] | None = None) -> Written:
+def make(folder: Path, *, force: bool = False, confirm: int = 0) -> Written:
     """See `api.init_demo`. Raises BadInput for a project that is there already, StoreError if it cannot be written."""
-    output, data, calibration = folder / "detector.toml", folder / "val", folder / "calib"
+    output, data, calibration, more = folder / "detector.toml", folder / "val", folder / "calib", folder / "more"
     if output.exists() and not force:
         raise BadInput("init.exists", f"{output} is there already", fix="--force replaces it and the scenes")
     try:
-        scenes.write_dataset(data, SCENES, SEED, progress=progress)
+        scenes.write_dataset(data, SCENES, SEED)
         scenes.write_dataset(calibration, CALIBRATION, CALIBRATION_SEED)
+        if confirm:
+            scenes.write_dataset(more, confirm, CONFIRM_SEED)
     except OSError as error:
         raise StoreError("init.write", f"cannot write {data}", got=error.strerror, fix="name another folder") from error
     return spec.write_spec(
@@ -44,9 +46,8 @@ def make(folder: Path, *, force: bool = False, progress: Callable[[int, int], No
         head="yolox",
         images=data / "images",
         annotations=data / "instances.json",
-        calibrate=DataRef(
-            images=os.path.abspath(calibration / "images"), annotations=os.path.abspath(calibration / "instances.json")
-        ),
+        calibrate=_reference(calibration),
+        confirm=_reference(more) if confirm else None,
         target=TargetSpec(precisions=("fp32", "int8")),
         preprocess=Preprocess(size=SIZE, channels="rgb", scale=1.0),
         objective=Objective(p95_ms=P95_MS, throughput=THROUGHPUT, map_drop_pct=MAP_DROP_PCT),
@@ -54,3 +55,7 @@ def make(folder: Path, *, force: bool = False, progress: Callable[[int, int], No
         serve=ServeSpec(name="demo", hold_s=HOLD_S, canary_requests=CANARY_REQUESTS),
         force=force,
     )
+
+
+def _reference(folder: Path) -> DataRef:
+    return DataRef(images=os.path.abspath(folder / "images"), annotations=os.path.abspath(folder / "instances.json"))

@@ -32,6 +32,14 @@ class Subject:
     dataset: Dataset
     traffic: Traffic
     detector: Detector
+    confirm: Dataset | None = None
+    """Images that nothing is chosen on."""
+
+    @property
+    def judged(self) -> Dataset:
+        """Every image that an accuracy is measured on, none of which may be calibrated on; without labels."""
+        more = self.confirm.images if self.confirm is not None else ()
+        return replace(self.dataset, images=(*self.dataset.images, *more), truths=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +79,11 @@ def load_subject(spec: Spec, progress: Progress) -> Subject:
 
     with progress.stage("data"):
         dataset = load_dataset(spec.data.evaluate)
+        confirm = load_dataset(spec.data.confirm, role="confirm") if spec.data.confirm is not None else None
         traffic = load_traffic(spec.data.traffic, dataset)
     with progress.stage("model"):
         detector = load_detector(spec.model)
-    return Subject(spec=spec, dataset=dataset, traffic=traffic, detector=detector)
+    return Subject(spec=spec, dataset=dataset, traffic=traffic, detector=detector, confirm=confirm)
 
 
 def export_graphs(

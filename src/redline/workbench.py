@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redline.data import read_bytes
@@ -39,7 +40,7 @@ from redline.store import Journal, Store, digest_of
 if TYPE_CHECKING:
     from redline.prepare import Graphs, Subject
     from redline.progress import Progress
-    from redline.records import Environment
+    from redline.records import Dataset, Environment
 
 T = TypeVar("T")
 Measure = Callable[["Live | ServedLive"], Load]
@@ -111,7 +112,7 @@ class Workbench:
         self._examiner = self._make_examiner(baseline, salt)
         self._live: Live | ServedLive | None = None
         self._host: Host | None = None
-        self._warm = False
+        self._baseline, self._warm = baseline, False
         self._noise: Noise | None = None
         self._capacity: dict[Candidate, float] = {}
         self._spent: dict[Candidate, float] = {}
@@ -152,6 +153,10 @@ class Workbench:
         if candidate.serving is not None:
             self._same_answers(candidate)
         return self._observer.parity(plain(candidate))
+
+    def observer(self, dataset: Dataset) -> Observer:
+        once = partial(self._once, protocol={"data": dataset.digest})
+        return Observer(replace(self._subject, dataset=dataset), self._baseline, once, self._in_process, self._progress)
 
     def _same_answers(self, candidate: Candidate) -> None:
         wanted = self._observer.detections(plain(candidate))

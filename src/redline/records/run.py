@@ -339,6 +339,14 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmed:
+    """What a candidate loses on the images of `[data] confirm`, which nothing was chosen on."""
+
+    candidate: Candidate
+    drop: MapDrop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataFacts:
     name: str
     images: int
@@ -380,6 +388,8 @@ class RunRecord:
     """Of the search in-process, where the plan knew the network's curve; `served` has its own."""
     int8: Int8Record | None = None
     """None: no INT8 graph was made."""
+    confirmed: tuple[Confirmed, ...] = ()
+    """The fastest INT8 or FP8 candidate, and the choice if it is not in FP32; empty without `[data] confirm`."""
 
 
 SCHEMA_VERSION = 2

@@ -116,6 +116,8 @@ class DataRef:
 class DataSpec:
     evaluate: DataRef
     calibrate: DataRef | None = None
+    confirm: DataRef | None = None
+    """Images that nothing is chosen on: the drop of what was chosen is measured on them again, with a narrower interval."""
     traffic: str | None = None
     """CSV with the header height,width,share."""
 

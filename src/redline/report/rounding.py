@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from redline.records import EngineRecord, RunRecord, Trial
+from redline.records import Confirmed, EngineRecord, MapDrop, RunRecord, Trial
 from redline.records.quantize import Coverage, Int8Record
 from redline.report import words
 
@@ -41,7 +41,12 @@ def rows(record: RunRecord) -> list[Int8Row]:
 
 def sentences(record: RunRecord) -> list[str]:
     """For the terminal."""
-    return [f"{row.title}: {row.times}; {row.word}: {row.why}" for row in rows(record)]
+    found = [f"{row.title}: {row.times}; {row.word}: {row.why}" for row in rows(record)]
+    return found + [f"{words.title(one.candidate)}: {confirmed_text(one)}" for one in record.confirmed]
+
+
+def confirmed_text(found: Confirmed) -> str:
+    return f"{_lost(found.drop)} on {found.drop.images:,} images that nothing was chosen on"
 
 
 def coverage_rows(found: Int8Record) -> list[tuple[str, ...]]:
@@ -93,25 +98,31 @@ def _row(trial: Trial, rival: Trial | None, record: RunRecord) -> Int8Row:
     drop, budget = trial.parity.drop, record.spec.objective.map_drop_pct
     ratio = _capacity(trial) / _capacity(rival) if rival is not None and _capacity(rival) > 0 else 0.0
     times = f"{ratio:.2f}× the capacity of {words.title(rival.candidate)}" if ratio and rival is not None else "not measured"
-    low, high = words.fixed(drop.relative_low_pct, 2), words.fixed(drop.relative_high_pct, 2)
-    lost = f"{words.fixed(drop.relative_pct, 2)} % [{low}, {high}]"
+    lost = _lost(drop)
     decide = f"; about {drop.images_to_decide:,} images would decide" if drop.images_to_decide else ""
     noise = record.noise.relative if record.noise is not None else 0.0
     title = words.title(trial.candidate)
+    again = [confirmed_text(one) for one in record.confirmed if one.candidate == trial.candidate]
+    shown = "; ".join((lost, *again))
     answer = trial.parity.verdict.answer
     if trial.failure is not None:
-        return Int8Row(title=title, times=times, drop=lost, word="failed", style="fail", why=trial.failure.message)
+        return Int8Row(title=title, times=times, drop=shown, word="failed", style="fail", why=trial.failure.message)
     if answer == "fail":
         why = f"it loses {lost} of the accuracy, {budget:g} % is allowed"
-        return Int8Row(title=title, times=times, drop=lost, word="too much is lost", style="fail", why=why)
+        return Int8Row(title=title, times=times, drop=shown, word="too much is lost", style="fail", why=why)
     if 0 < ratio <= 1 + noise:
         said = reasons(_engine(trial, record), _depthwise(record.int8))
         why = "; ".join(said) or "no profile of its layers says why"
-        return Int8Row(title=title, times=times, drop=lost, word="does not pay", style="fail", why=why)
+        return Int8Row(title=title, times=times, drop=shown, word="does not pay", style="fail", why=why)
     proved = answer == "pass"
     why = f"it loses {lost}, {budget:g} % is allowed" + ("" if proved else decide)
     word = "pays" if proved else "undecided"
-    return Int8Row(title=title, times=times, drop=lost, word=word, style="pass" if proved else "inconclusive", why=why)
+    return Int8Row(title=title, times=times, drop=shown, word=word, style="pass" if proved else "inconclusive", why=why)
+
+
+def _lost(drop: MapDrop) -> str:
+    low, high = words.fixed(drop.relative_low_pct, 2), words.fixed(drop.relative_high_pct, 2)
+    return f"{words.fixed(drop.relative_pct, 2)} % [{low}, {high}]"
 
 
 def _engine(trial: Trial, record: RunRecord) -> EngineRecord | None:

@@ -52,6 +52,7 @@ COMMENTS = {
     "model.postprocess.candidates_per_level": "best of each pyramid level before suppression",
     "data.evaluate": "checked on these",
     "data.calibrate": "for calibrating lower precisions; never evaluated",
+    "data.confirm": "many more, which nothing is chosen on: what was chosen is checked on them again",
     "data.traffic": "image sizes to expect, header height,width,share",
     "objective.p95_ms": "95 % of requests faster than this, milliseconds",
     "objective.throughput": "inferences per second that this machine must serve",
@@ -81,6 +82,7 @@ OPTIONAL = {
     "model.weights": 'weights = "detector.safetensors"       # state dict: .safetensors, .pt or .pth',
     "model.postprocess.candidates_per_level": "candidates_per_level = 1000  # best of each pyramid level before suppression",
     "data.calibrate": 'calibrate = { images = "calib/images" }  # for calibrating lower precisions; never evaluated',
+    "data.confirm": 'confirm = { images = "more/images" }      # many more: what was chosen is checked on them again',
     "data.traffic": 'traffic = "traffic.csv"                # image sizes to expect, header height,width,share',
 }
 """Shown as a comment where a key is not set."""

@@ -38,6 +38,8 @@ PATHS = {
     "data.evaluate.annotations": "file",
     "data.calibrate.images": "folder",
     "data.calibrate.annotations": "file",
+    "data.confirm.images": "folder",
+    "data.confirm.annotations": "file",
     "data.traffic": "file",
 }
 

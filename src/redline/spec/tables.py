@@ -135,6 +135,7 @@ class RefTable(Table):
 class DataTable(Table):
     evaluate: RefTable
     calibrate: RefTable | None = None
+    confirm: RefTable | None = None
     traffic: Text | None = None
 
 
@@ -194,6 +195,7 @@ TABLES: dict[str, type[Table]] = {
     "data": DataTable,
     "data.evaluate": RefTable,
     "data.calibrate": RefTable,
+    "data.confirm": RefTable,
     "objective": ObjectiveTable,
     "target": TargetTable,
     "target.tensorrt": TensorRTTable,

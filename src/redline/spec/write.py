@@ -73,6 +73,7 @@ def write_spec(
     onnx: Path | None = None,
     annotations: Path | None = None,
     calibrate: DataRef | None = None,
+    confirm: DataRef | None = None,
     weights: Path | None = None,
     head: str | None = None,
     preprocess: Preprocess | None = None,
@@ -104,7 +105,7 @@ def write_spec(
         postprocess=POSTPROCESS.get(kind, Postprocess()),
     )
     evaluate = DataRef(images=os.path.abspath(images), annotations=_text(annotations))
-    data = DataSpec(evaluate=evaluate, calibrate=calibrate)
+    data = DataSpec(evaluate=evaluate, calibrate=calibrate, confirm=confirm)
     draft = Spec(
         path=str(file),
         model=model,

@@ -278,6 +278,18 @@ def test_init_demo_makes_a_project_that_loads(here, capsys, monkeypatch):
     assert command("init", "--demo", "demo") == 2
 
 
+def test_init_demo_draws_scenes_that_nothing_is_chosen_on(here, capsys, monkeypatch):
+    monkeypatch.setattr(demo_project, "SCENES", 2)
+    assert command("init", "--demo", "demo", "--confirm", "3") == 0
+    spec = redline.load_spec("demo/detector.toml")
+    assert spec.data.confirm is not None
+    assert len(list(Path(spec.data.confirm.images).iterdir())) == 3
+    first = [(Path(ref.images) / "000000.jpg").read_bytes() for ref in (spec.data.evaluate, spec.data.confirm)]
+    assert first[0] != first[1]
+    assert command("init", "--factory", "pkg:fn", "--images", "demo/val/images", "--confirm", "3", "--output", "x.toml") == 2
+    assert "--demo" in capsys.readouterr().err
+
+
 def test_doctor_as_table_and_json(capsys):
     assert command("doctor") == 0
     shown = capsys.readouterr().out

@@ -50,7 +50,10 @@ KEYS = st.text(string.ascii_letters + string.digits + "_-", min_size=1, max_size
 
 @settings(max_examples=40, deadline=None)
 @given(
-    table=st.sampled_from([name for name in TABLES if name not in ("model.head", "data.evaluate", "data.calibrate")]), key=KEYS
+    table=st.sampled_from(
+        [name for name in TABLES if name not in ("model.head", "data.evaluate", "data.calibrate", "data.confirm")]
+    ),
+    key=KEYS,
 )
 def test_any_unknown_key_is_refused_by_name(table, key):
     if key in TABLES[table].model_fields:
@@ -141,7 +144,10 @@ def specs(draw, folder: Path):
             ),
         ),
         data=DataSpec(
-            evaluate=draw(ref), calibrate=draw(st.none() | ref), traffic=draw(st.none() | st.just(str(folder / "val.json")))
+            evaluate=draw(ref),
+            calibrate=draw(st.none() | ref),
+            confirm=draw(st.none() | ref),
+            traffic=draw(st.none() | st.just(str(folder / "val.json"))),
         ),
         objective=Objective(
             p95_ms=draw(POSITIVE),

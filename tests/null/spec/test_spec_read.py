@@ -172,7 +172,8 @@ def test_heads(folder):
 def test_tables_and_records_have_the_same_names():
     records = {
         "": Spec, "model": ModelSpec, "model.head": Head, "model.preprocess": Preprocess, "model.postprocess": Postprocess,
-        "data": DataSpec, "data.evaluate": DataRef, "data.calibrate": DataRef, "objective": Objective, "target": TargetSpec,
+        "data": DataSpec, "data.evaluate": DataRef, "data.calibrate": DataRef, "data.confirm": DataRef,
+        "objective": Objective, "target": TargetSpec,
         "target.tensorrt": TensorRTSpec, "budget": Budget, "serve": ServeSpec,
     }  # fmt: skip
     for name, table in TABLES.items():
