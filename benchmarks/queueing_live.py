@@ -13,16 +13,25 @@ differ by is the noise of the machine, and nothing that the simulation could kno
 Agreement: P95 over all windows within 10 % of the prediction, or the prediction inside the 95 % interval that A/A gives it,
 which must be 10 % or less itself. Takes 10 minutes, and a few more where the folder has no finished run yet.
 
-    python benchmarks/queueing_live.py --work FOLDER [--output FILE] [--quick]
+--paced tells the host's unrest from the simulation's errors: the same server, requests, decoding and network, but each
+execution of the network waits until `PACE_MS` for its batch has passed since it began, so that cores that are slower for a
+while answer in the same time.
+
+    python benchmarks/queueing_live.py --work FOLDER [--output FILE] [--paced] [--quick]
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shutil
 import statistics
 import sys
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +42,8 @@ from redline.plan.queueing import state as at
 from redline.plan.queueing.paths import trial
 from redline.plan.queueing.rate import STUDENT
 from redline.records import LatencyCurve, Load, ServedPath, ShapeLoad
+from redline.serve import repository
+from redline.serve.material import installed_code
 from redline.serve.names import model_name
 from redline.served import ServedLive
 from serving_case import Case, demo_case, parser, watched, write
@@ -45,12 +56,36 @@ RESTS_MS = (3.0, 10.0, 30.0, 100.0)
 CLIENTS = 32
 LEVELS = 100
 AGREEMENT = 0.10
+PACE_MS = (60.0, 80.0, 100.0, 120.0)
+"""By batch: so long that two instances in them leave most of two cores idle."""
+NETWORK = "    return OnnxRuntimeRunner(str(material.network), threads=material.threads, concurrent=True)\n"
+PACED = """    return _Paced(OnnxRuntimeRunner(str(material.network), threads=material.threads, concurrent=True))
+
+
+class _Paced:
+    def __init__(self, runner):
+        self.name, self._runner, self.close = runner.name, runner, runner.close
+
+    def run(self, batch):
+        import time
+
+        end = time.perf_counter() + PACE_MS[len(batch) - 1] / 1000
+        outputs = self._runner.run(batch)
+        time.sleep(max(0.0, end - time.perf_counter()))
+        return outputs
+"""
 
 
 def main() -> int:
     options = parser(__doc__)
     options.add_argument("--quick", action="store_true", help="windows too short for a verdict: does the protocol run?")
+    options.add_argument("--paced", action="store_true", help="the network's time is the clock's")
     given = options.parse_args()
+    with paced() if given.paced else contextlib.nullcontext():
+        return compared(given)
+
+
+def compared(given: Any) -> int:
     windows, window_s, loop_s = QUICK if given.quick else (WINDOWS, WINDOW_S, LOOP_S)
     case, result = demo_case(given.work, given.minutes), dict[str, Any]()
     with watched(result):
@@ -66,8 +101,26 @@ def main() -> int:
                     loads.append(sent(live, rate, window_s, arrivals(window, windows)))
     rows = [row(*one) for one in zip(SHARES, rates, predicted, measured, strict=True)]
     result |= {"batch": BATCH, "instances": INSTANCES, "fed": fed, "loads": rows, "quick": given.quick}
+    result |= {"pace_ms": PACE_MS} if given.paced else {}
     write(given, {case.name: result})
     return 0 if all(one["agrees"] for one in rows) else 1
+
+
+@contextlib.contextmanager
+def paced() -> Iterator[None]:
+    """Servers that are rendered meanwhile carry a network of which every execution takes `PACE_MS` by the clock."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = Path(folder) / "redline"
+        shutil.copytree(installed_code(), code, ignore=shutil.ignore_patterns("__pycache__"))
+        file = code / "backend" / "network.py"
+        before, found, after = file.read_text(encoding="utf-8").partition(NETWORK)
+        assert found, "the served network is made elsewhere"
+        file.write_text(f"{before}{PACED}{after}\nPACE_MS = {PACE_MS}\n", encoding="utf-8")
+        plain, repository.installed_code = repository.installed_code, lambda: code  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            repository.installed_code = plain
 
 
 def served(case: Case, instances: int) -> Any:

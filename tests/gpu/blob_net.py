@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 SIDE, CHANNELS = 16, 16
+SIZES = ((128, 96), (96, 128), (128, 128))
 SPEC = """
 [model]
 factory = "blob_net:blobs"
@@ -73,15 +75,16 @@ def project(
     folder: Path,
     *,
     scenes: int = 24,
+    sizes: Sequence[tuple[int, int]] = SIZES,
     preprocess: str = "",
     precisions: tuple[str, ...] = ("fp32", "tf32", "fp16"),
     minutes: float = 1.0,
 ) -> Path:
-    """Write scenes of three sizes with their labels, and a spec; its path."""
+    """Write scenes of `sizes` with their labels, and a spec; its path."""
     rng, images, boxes = np.random.default_rng(5), [], []
     (folder / "val").mkdir(parents=True, exist_ok=True)
     for index in range(scenes):
-        height, width = ((128, 96), (96, 128), (128, 128))[index % 3]
+        height, width = sizes[index % len(sizes)]
         pixels = rng.integers(0, 40, (height, width, 3)).astype(np.uint8)
         cells = rng.permutation((height // SIDE) * (width // SIDE))[: int(rng.integers(1, 6))]
         for cell in cells.tolist():
