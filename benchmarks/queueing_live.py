@@ -178,7 +178,7 @@ def together(live: ServedLive, alone: dict[str, Any], seconds: float) -> dict[st
     full = loop(live, 2 * INSTANCES * BATCH, 2 * seconds)
     means, now = times_of(live, before)
     counts = {size: now[size, "n"] - before[size, "n"] for size in means}
-    slowed = [(n, max(1.0, means[n] / alone["ms_by_batch"][n])) for n in sorted(means) if n in alone["ms_by_batch"]]
+    slowed = [(n, means[n] / alone["ms_by_batch"][n]) for n in sorted(means) if n in alone["ms_by_batch"]]
     together = {"slowed": slowed, "executions_together": counts, "ms_by_batch_together": means}
     return alone | together | {"capacity_per_s": full.achieved_per_s}
 

@@ -107,7 +107,7 @@ def chosen_images(given: DataRef, subject: Subject, progress: Progress) -> Calib
 
     with progress.stage("calibration images"):
         dataset = load_dataset(given, role="calibrate")
-        choice = choose_calibration(dataset, MOST_IMAGES, evaluate=subject.judged)
+        choice = choose_calibration(dataset, MOST_IMAGES, evaluate=subject.judged, force=subject.spec.data.overlap == "allow")
     for warning in choice.warnings:
         progress.note(warning)
     return choice

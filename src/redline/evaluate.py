@@ -108,7 +108,7 @@ class Observer:
 
     def _compare(self, candidate: Candidate) -> ParityReport:
         # All of the reference's part first: only one runner is open at a time, and some take a minute to build.
-        subject, reference = self._subject, self._observed_reference()
+        subject, reference = self._subject, self.reference()
         if candidate.prepost == "host":
             reference = replace(reference, outputs=self._outputs(replace(self._baseline, shapes=candidate.shapes)))
         names = [output.name for output in subject.detector.facts.outputs]
@@ -131,7 +131,8 @@ class Observer:
             self._truth = ground_truth(self._subject.dataset, found, self._subject.spec.model.labels)
         return self._truth
 
-    def _observed_reference(self) -> Observed:
+    def reference(self) -> Observed:
+        """What the FP32 baseline makes of all images."""
         if self._reference is None:
             self._reference = observe(self._ground_truth(), self.detections(self._baseline))
         return self._reference

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redline.accounting import hold_to_account, plan_run
-from redline.confirming import confirm
+from redline.bounding import bounds
 from redline.doctor import abilities, inspect_machine
 from redline.errors import BadInput
 from redline.gpus import GpuHost, open_gpus
@@ -81,7 +81,7 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
         trials = bench.complete(trials)
         served = _through_server(bench, host, trials, choice, spec, environment) if host is not None else None
         record = _record(subject, graphs, candidates, bench, environment, trials, choice, tuple(notes))
-        record = replace(record, confirmed=confirm(subject, bench, trials, choice))
+        record = replace(record, bounds=bounds(subject, bench, trials, choice))
     finally:
         bench.close()
         if host is not None:

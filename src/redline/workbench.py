@@ -113,7 +113,7 @@ class Workbench:
         self._live: Live | ServedLive | None = None
         self._host: Host | None = None
         self._baseline, self._warm = baseline, False
-        self._noise: Noise | None = None
+        self.noise: Noise | None = None
         self._capacity: dict[Candidate, float] = {}
         self._spent: dict[Candidate, float] = {}
         # The cost of every load so far, reused or not: a second run decides as the first did, and finds all it needs.
@@ -121,10 +121,6 @@ class Workbench:
         self._phase_s, self._budget_s = 0.0, 60 * minutes
         self._shortest_s = SHORTEST_S if subject.spec.budget.minutes >= BRIEF_MINUTES else min(SHORTEST_S, BRIEF_S)
         """When the phase began and when its budget ends, in the time of `_elapsed`."""
-
-    @property
-    def noise(self) -> Noise | None:
-        return self._noise
 
     def close(self) -> None:
         """What is open; a server belongs to who made it."""
@@ -155,6 +151,8 @@ class Workbench:
         return self._observer.parity(plain(candidate))
 
     def observer(self, dataset: Dataset) -> Observer:
+        if dataset is self._subject.dataset:
+            return self._observer
         once = partial(self._once, protocol={"data": dataset.digest})
         return Observer(replace(self._subject, dataset=dataset), self._baseline, once, self._in_process, self._progress)
 
@@ -191,12 +189,12 @@ class Workbench:
     def at_objective(self, candidate: Candidate, *, repeat: int = 0) -> Load:
         if repeat:
             self.close()  # a confirmation is built afresh
-        if self._noise is None:
-            self._noise = self._pilot()
+        if self.noise is None:
+            self.noise = self._pilot()
         return self._open_loop("objective", candidate, self._objective.throughput, seed=repeat)
 
     def judge(self, load: Load) -> Verdict:
-        return judge_latency(load, p95_ms=self._objective.p95_ms, noise=self._noise, rate=self._objective.throughput)
+        return judge_latency(load, p95_ms=self._objective.p95_ms, noise=self.noise, rate=self._objective.throughput)
 
     def knee(self, candidate: Candidate, *, capacity: float, expected: float | None = None) -> Knee:
         """Search between 5 % and 110 % of the screened capacity, in small steps from the `expected` rate if there is one."""
@@ -213,7 +211,7 @@ class Workbench:
             growth=NEAR if expected else GROWTH,
             low=0.05 * capacity,
             high=1.1 * capacity,
-            noise=self._noise,
+            noise=self.noise,
             deadline=max(self._budget_s, self._elapsed + 4 * self._shortest_s),
             now=lambda: self._elapsed,
         )

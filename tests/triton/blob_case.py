@@ -18,10 +18,12 @@ from redline.predict import Predictor
 from redline.prepare import run_id
 from redline.records import (
     SCHEMA_VERSION,
+    BoxMatch,
     Candidate,
     Choice,
     DataFacts,
     Determinism,
+    Environment,
     MapDrop,
     ModelFacts,
     OnnxModel,
@@ -33,7 +35,6 @@ from redline.records import (
     Trial,
     Verdict,
 )
-from redline.records.run import BoxMatch, Environment
 from redline.spec import load_spec
 from redline.store import Store, dump
 from redline.store.disk import write_file

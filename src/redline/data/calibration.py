@@ -86,7 +86,7 @@ def _require_apart(dataset: Dataset, evaluate: Dataset | None, force: bool) -> l
     what = f"{len(both)} of {len(dataset.images)} calibration images are in the evaluation set too"
     if force:
         return [f"{what}: the accuracy measured there is of images that the ranges were fitted to"]
-    fix = "take other images, or force it and say so"
+    fix = 'take other images, or set [data] overlap = "allow" and say so'
     raise BadInput("quantize.evaluation", what, got=", ".join(both[:3]), fix=fix)
 
 

@@ -10,6 +10,7 @@ from redline.parity.bootstrap import images_to_decide, map_drop, resample_counts
 from redline.parity.boxes import divergence, match_boxes
 from redline.parity.compare import GroundTruth, Observed, compare, ground_truth, observe
 from redline.parity.evaluation import CategoryMatches, Evaluation, accuracy, evaluate
+from redline.parity.harm import score_shift, worst_images
 from redline.parity.tensors import TOLERANCE, compare_tensors, determinism
 from redline.parity.verdict import judge
 
@@ -36,4 +37,6 @@ __all__ = [
     "observe",
     "resample_counts",
     "resampled_ap",
+    "score_shift",
+    "worst_images",
 ]

@@ -25,7 +25,7 @@ def match_boxes(reference: Sequence[Detections], candidate: Sequence[Detections]
     lowest, delta = 1.0, 0.0
     for ref, cand in zip(reference, candidate, strict=True):
         rows, columns = np.flatnonzero(ref.scores > floor), np.flatnonzero(cand.scores > floor)
-        pairs = _pairs(ref, cand, rows, columns)
+        pairs = pairs_of(ref, cand, rows, columns)
         for row, column, overlap in pairs:
             lowest = min(lowest, overlap)
             delta = max(delta, abs(float(ref.scores[row]) - float(cand.scores[column])))
@@ -48,16 +48,17 @@ def divergence(reference: Sequence[Detections], candidate: Sequence[Detections],
         rows, columns = np.flatnonzero(ref.scores > floor), np.flatnonzero(cand.scores > floor)
         total = float(ref.scores[rows].sum()) + float(cand.scores[columns].sum())
         agreed = 0.0
-        for row, column, overlap in _pairs(ref, cand, rows, columns):
+        for row, column, overlap in pairs_of(ref, cand, rows, columns):
             agreed += 2 * overlap * min(float(ref.scores[row]), float(cand.scores[column]))
         lost += total - agreed
         weight += total
     return lost / weight if weight else 0.0
 
 
-def _pairs(
+def pairs_of(
     ref: Detections, cand: Detections, rows: NDArray[np.intp], columns: NDArray[np.intp]
 ) -> list[tuple[int, int, float]]:
+    """(row, column, IoU) of the boxes `rows` and `columns` that are paired as `match_boxes` says."""
     if not rows.size or not columns.size:
         return []
     overlaps = _iou(ref.boxes[rows], cand.boxes[columns])

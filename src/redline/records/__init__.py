@@ -60,6 +60,7 @@ from redline.records.engine import (
 )
 from redline.records.layers import BoundaryCheck, HeldNode, LayerFault, LayerParity, LayerPoint
 from redline.records.node import DecodePlace, Node, NodeLimit, NodeLimits, Resource
+from redline.records.parity import Accuracy, BoxMatch, ClassAccuracy, Determinism, ImageHarm, MapDrop, TensorDelta
 from redline.records.picture import Picture, PictureBox
 from redline.records.pixels import DecodedImage, DeviceBatch, DeviceImage, PreprocessTile, TensorType
 from redline.records.plan import (
@@ -77,21 +78,16 @@ from redline.records.plan import (
 )
 from redline.records.run import (
     SCHEMA_VERSION,
-    Accuracy,
-    BoxMatch,
+    Bound,
     Candidate,
     Choice,
-    ClassAccuracy,
-    Confirmed,
     DataFacts,
-    Determinism,
     Environment,
     Failure,
     Knee,
     Library,
     Load,
     LoadMode,
-    MapDrop,
     Noise,
     ParityReport,
     ProfileKind,
@@ -100,7 +96,6 @@ from redline.records.run import (
     RunRecord,
     Served,
     Serving,
-    TensorDelta,
     Trial,
     Verdict,
     gpu_indices,
@@ -154,6 +149,7 @@ __all__ = [
     "Arithmetic",
     "Assumption",
     "BalancerEffect",
+    "Bound",
     "BoundaryCheck",
     "BoxMatch",
     "Buckets",
@@ -168,7 +164,6 @@ __all__ = [
     "Choice",
     "ClassAccuracy",
     "Confidence",
-    "Confirmed",
     "DataFacts",
     "DataRef",
     "DataSpec",
@@ -202,6 +197,7 @@ __all__ = [
     "Head",
     "HeavyKernel",
     "HeldNode",
+    "ImageHarm",
     "ImageRef",
     "KernelFloor",
     "KernelShare",

@@ -8,6 +8,7 @@ from typing import Literal
 from redline.records.detect import Buckets, ModelFacts, OnnxModel, ShapePolicy, Traffic
 from redline.records.engine import EngineRecord, Telemetry
 from redline.records.layers import HeldNode
+from redline.records.parity import Accuracy, BoxMatch, Determinism, ImageHarm, MapDrop, TensorDelta
 from redline.records.picture import Picture
 from redline.records.quantize import Int8Record
 from redline.records.spec import Precision, Spec
@@ -115,80 +116,6 @@ class Failure:
 class Verdict:
     answer: Answer
     reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorDelta:
-    """Raw output of candidate against reference over the parity images; `max_rel` is relative to max(|reference|, 1)."""
-
-    name: str
-    max_abs: float
-    max_rel: float
-    mean_abs: float
-    finite: bool
-    tolerance: float
-    """Bound on max_rel from the tolerance table of the candidate's precision."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BoxMatch:
-    """Detections paired one to one by label and IoU >= 0.5, best scores first, over scores above `floor`."""
-
-    floor: float
-    matched: int
-    missing: int
-    """In the reference, not in the candidate."""
-    extra: int
-    lowest_iou: float
-    largest_score_delta: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassAccuracy:
-    name: str
-    ap: float | None
-    """None: the class has no ground truth in the set."""
-    truths: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accuracy:
-    """COCO box AP (fractions, 0..1). kind "agreement": ground truth is the reference's own detections (unlabelled data)."""
-
-    kind: Literal["map", "agreement"]
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
-    images: int
-    per_class: tuple[ClassAccuracy, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapDrop:
-    """Reference minus candidate, paired on the same images. Interval: percentile bootstrap over images, 95 %."""
-
-    reference_ap: float
-    candidate_ap: float
-    absolute: float
-    absolute_low: float
-    absolute_high: float
-    relative_pct: float
-    relative_low_pct: float
-    relative_high_pct: float
-    images: int
-    resamples: int
-    seed: int
-    images_to_decide: int | None
-    """About how many images would decide; None if decided already or if no number of images would."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Determinism:
-    repeats: int
-    identical: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,11 +266,20 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Confirmed:
-    """What a candidate loses on the images of `[data] confirm`, which nothing was chosen on."""
+class Bound:
+    """How far a candidate is from FP32 on a whole set of images, once the search is over: nothing was chosen by it."""
 
     candidate: Candidate
+    further: bool
+    """The images are those of `[data] confirm`; else those that candidates were chosen on."""
     drop: MapDrop
+    reference: Accuracy
+    accuracy: Accuracy
+    boxes: BoxMatch
+    score_shift: tuple[float, float, float] | None
+    """5th, 50th and 95th percentile of the scores of paired boxes, candidate less FP32; None without a pair."""
+    worst: tuple[ImageHarm, ...]
+    """The images on which the detections are furthest apart, the furthest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -388,8 +324,8 @@ class RunRecord:
     """Of the search in-process, where the plan knew the network's curve; `served` has its own."""
     int8: Int8Record | None = None
     """None: no INT8 graph was made."""
-    confirmed: tuple[Confirmed, ...] = ()
-    """The fastest INT8 or FP8 candidate, and the choice if it is not in FP32; empty without `[data] confirm`."""
+    bounds: tuple[Bound, ...] = ()
+    """Of the fastest INT8 or FP8 candidate, and of the choice if it is not in FP32."""
 
 
 SCHEMA_VERSION = 2

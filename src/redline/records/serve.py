@@ -7,7 +7,8 @@ from typing import Literal
 
 from redline.records.detect import TensorFact
 from redline.records.engine import EngineProfile, PlanOrigin
-from redline.records.run import Accuracy, Candidate, Library, Load, Verdict
+from redline.records.parity import Accuracy
+from redline.records.run import Candidate, Library, Load, Verdict
 from redline.records.spec import Head, LabelMap, Objective, Postprocess, Precision, Preprocess
 
 Role = Literal["entry", "tensor", "network", "prepare", "finish"]

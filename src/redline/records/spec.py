@@ -14,6 +14,7 @@ Activation = Literal["none", "sigmoid"]
 BoxFormat = Literal["xyxy", "cxcywh"]
 LabelMap = Literal["index", "category-id"]
 MapEvidence = Literal["interval", "point"]
+Overlap = Literal["refuse", "allow"]
 Precision = Literal["fp32", "tf32", "fp16", "int8", "fp8"]
 """tf32: float32 tensors whose products lose 13 bits of their operands; never implied by fp32."""
 Server = Literal["embedded", "container", "none"]
@@ -120,6 +121,8 @@ class DataSpec:
     """Images that nothing is chosen on: the drop of what was chosen is measured on them again, with a narrower interval."""
     traffic: str | None = None
     """CSV with the header height,width,share."""
+    overlap: Overlap = "refuse"
+    """Of calibration images with those that accuracy is measured on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from redline.records import Confirmed, EngineRecord, MapDrop, RunRecord, Trial
+from redline.records import Bound, EngineRecord, MapDrop, RunRecord, Trial
 from redline.records.quantize import Coverage, Int8Record
 from redline.report import words
 
@@ -42,11 +43,47 @@ def rows(record: RunRecord) -> list[Int8Row]:
 def sentences(record: RunRecord) -> list[str]:
     """For the terminal."""
     found = [f"{row.title}: {row.times}; {row.word}: {row.why}" for row in rows(record)]
-    return found + [f"{words.title(one.candidate)}: {confirmed_text(one)}" for one in record.confirmed]
+    return found + [f"{words.title(one.candidate)}: {further_text(one)}" for one in record.bounds if one.further]
 
 
-def confirmed_text(found: Confirmed) -> str:
+def further_text(found: Bound) -> str:
     return f"{_lost(found.drop)} on {found.drop.images:,} images that nothing was chosen on"
+
+
+def bound_of(record: RunRecord) -> Bound | None:
+    """Of the INT8 or FP8 candidate."""
+    return next((one for one in record.bounds if one.candidate.precision in ("int8", "fp8")), None)
+
+
+def class_rows(found: Bound) -> list[tuple[str, str, str, str]]:
+    """(class or size of objects, AP of FP32, of the candidate, difference), classes by what they lose, the most first."""
+    before = {one.name: one.ap for one in found.reference.per_class}
+    pairs = [(one.name, before.get(one.name), one.ap) for one in found.accuracy.per_class]
+    known = [(name, was, now) for name, was, now in pairs if was is not None and now is not None]
+    known = sorted(known, key=lambda row: row[2] - row[1])[:MOST_GROUPS]
+    for name in ("small", "medium", "large"):
+        was, now = (getattr(side, f"ap_{name}") for side in (found.reference, found.accuracy))
+        known += [(f"{name} objects", was, now)] if was is not None and now is not None else []
+    return [(name, words.fixed(was, 3), words.fixed(now, 3), words.fixed(now - was, 3)) for name, was, now in known]
+
+
+def worst_rows(found: Bound) -> list[tuple[str, str, str]]:
+    """(image, divergence of its detections, boxes missing and extra)."""
+    return [(Path(one.path).name, words.number(one.divergence), f"{one.missing} and {one.extra}") for one in found.worst]
+
+
+def bound_text(found: Bound) -> str:
+    """What the tables are of, and how the scores moved."""
+    boxes, decide = found.boxes, found.drop.images_to_decide
+    shift = found.score_shift
+    moved = ""
+    if shift is not None:
+        low, middle, high = (words.fixed(one, 3) for one in shift)
+        moved = f" Scores moved by {middle} [{low}, {high}] (median, and 90 % of them)."
+    more = f" About {decide:,} images would decide." if decide else ""
+    where = further_text(found) if found.further else f"{_lost(found.drop)} on {found.drop.images:,} images"
+    paired = f"{boxes.matched:,} boxes are found again, {boxes.missing:,} are missing, {boxes.extra:,} more."
+    return f"{words.title(found.candidate)}: {where}. {paired}{moved}{more}"
 
 
 def coverage_rows(found: Int8Record) -> list[tuple[str, ...]]:
@@ -102,7 +139,7 @@ def _row(trial: Trial, rival: Trial | None, record: RunRecord) -> Int8Row:
     decide = f"; about {drop.images_to_decide:,} images would decide" if drop.images_to_decide else ""
     noise = record.noise.relative if record.noise is not None else 0.0
     title = words.title(trial.candidate)
-    again = [confirmed_text(one) for one in record.confirmed if one.candidate == trial.candidate]
+    again = [further_text(one) for one in record.bounds if one.further and one.candidate == trial.candidate]
     shown = "; ".join((lost, *again))
     answer = trial.parity.verdict.answer
     if trial.failure is not None:

@@ -137,6 +137,7 @@ class DataTable(Table):
     calibrate: RefTable | None = None
     confirm: RefTable | None = None
     traffic: Text | None = None
+    overlap: records.Overlap | None = None
 
 
 class ObjectiveTable(Table):

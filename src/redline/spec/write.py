@@ -136,7 +136,7 @@ def to_toml(spec: Spec) -> str:
     origin = ("onnx",) if spec.model.onnx and not (spec.model.factory or spec.model.weights) else ("factory", "onnx", "weights")
     plain = {key: model[key] for key in origin}
     plain |= {"head": (head.function or head.kind) if head == default else None, "labels": model["labels"]}
-    data = {key: _ref(value, folder) for key, value in _table(spec.data).items()}
+    data = {key: value if key == "overlap" else _ref(value, folder) for key, value in _table(spec.data).items()}
     sections = [_section("model", plain)]
     if spec.model.arguments:
         sections.append(_section("model.arguments", dict(spec.model.arguments)))

@@ -8,8 +8,11 @@ import pytest
 from corridor_case import journal, project, shorten
 
 from redline import api
+from redline.calibrating import chosen_images
 from redline.demo.scenes import write_dataset
 from redline.errors import BadInput
+from redline.prepare import load_subject
+from redline.progress import Progress
 
 MORE = 30
 
@@ -31,20 +34,35 @@ def test_the_fastest_int8_is_checked_on_more_images_once(tmp_path: Path, monkeyp
     record = api.run(spec, runs=tmp_path / "runs", progress=False)
     rounded = [trial for trial in record.trials if trial.candidate.precision == "int8" and trial.screen is not None]
     assert rounded
-    found = next(one for one in record.confirmed if one.candidate.precision == "int8")
+    found = next(one for one in record.bounds if one.candidate.precision == "int8")
     assert found.candidate in {trial.candidate for trial in rounded}
-    assert found.drop.images == MORE
+    assert found.further
+    assert found.drop.images == found.accuracy.images == found.reference.images == MORE
+    assert found.drop.reference_ap == found.reference.ap
+    assert found.score_shift is not None
+    assert found.score_shift[0] <= found.score_shift[1] <= found.score_shift[2]
+    apart = [one.divergence for one in found.worst]
+    assert apart == sorted(apart, reverse=True)
+    assert all(Path(one.path).parent.parent.name == "more" for one in found.worst)
     assert found.drop.relative_low_pct < found.drop.relative_high_pct
     assert all(trial.parity is None or trial.parity.drop.images == 8 for trial in record.trials)
     run = tmp_path / "runs" / record.id
     page = (run / "report.html").read_text(encoding="utf-8")
     assert f"on {MORE} images that nothing was chosen on" in page
+    assert Path(found.worst[0].path).name in page
     before = len(journal(run))
     again = api.run(spec, runs=tmp_path / "runs", progress=False)
-    assert again.confirmed == record.confirmed
+    assert again.bounds == record.bounds
     assert not [line for line in journal(run)[before:] if (line["stage"], line["outcome"]) == ("detections", "computed")]
 
 
-def test_what_is_calibrated_on_cannot_confirm(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="evaluation set"):
-        api.run(with_int8(tmp_path, calibrate="more"), runs=tmp_path / "runs", progress=False)
+def test_what_is_calibrated_on_cannot_confirm_unless_it_is_allowed(tmp_path: Path) -> None:
+    spec = with_int8(tmp_path, calibrate="more")
+    with pytest.raises(BadInput, match="evaluation set") as caught:
+        api.run(spec, runs=tmp_path / "runs", progress=False)
+    assert 'overlap = "allow"' in (caught.value.fix or "")
+    spec.write_text(spec.read_text(encoding="utf-8").replace("[data]\n", '[data]\noverlap = "allow"\n'), encoding="utf-8")
+    subject = load_subject(api.load_spec(spec), Progress(None))
+    assert subject.spec.data.calibrate is not None
+    choice = chosen_images(subject.spec.data.calibrate, subject, Progress(None))
+    assert any("evaluation set too" in warning for warning in choice.warnings)
