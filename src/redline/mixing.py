@@ -1,19 +1,22 @@
 """The frontier of a rounded network: which groups of layers stay in FP16, for each loss the least time.
 
-Joins the rooms plan and quantize: losses are measured on each group alone, times are what the plan's roofline expects of the
-group's kernels in both types, corrected by the efficiency that engines were measured to have.
+Joins the rooms plan and quantize: losses are measured on each group alone. Times are those of the layers of an engine that an
+earlier run dissected, where there is one of this network on this GPU; else what the plan's roofline expects of the group's
+kernels in both types, corrected by the efficiency that engines were measured to have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redline.errors import BadInput
+from redline.errors import BadInput, StoreError
 from redline.quantize.search import GroupCost, MixedSearch, best_within
-from redline.records import Environment, OnnxModel, Spec
+from redline.records import EngineRecord, Environment, OnnxModel, RunRecord, Spec
 from redline.records.quantize import MixedPoint, Number, Sensitivity
+from redline.store import load
 
 if TYPE_CHECKING:
     from redline.records import DeviceFacts
@@ -36,7 +39,8 @@ def mixer(environment: Environment, runs: Path, spec: Spec) -> Mix | None:
 
     def mix(network: OnnxModel, sensitive: Sequence[Sensitivity], number: Number) -> tuple[MixedPoint, ...]:
         try:
-            costs = group_costs(network, sensitive, number, device, runs, spec)
+            engines = dissected(runs, spec, environment.gpus[0])
+            costs = group_costs(network, sensitive, number, device, runs, spec, engines)
         except BadInput:  # no peak of this type is known of the device
             return ()
         return MixedSearch(costs).frontier()
@@ -51,18 +55,33 @@ def group_costs(
     device: DeviceFacts,
     runs: Path,
     spec: Spec,
+    engines: Mapping[str, EngineRecord],
 ) -> tuple[GroupCost, ...]:
-    """Loss, and microseconds for `BATCH` images at the network's whole input, of every group. Raises BadInput: plan.no-peak."""
+    """Loss and microseconds of every group. Raises BadInput: plan.no-peak.
+
+    For `BATCH` images at the network's whole input, or for those of the FP16 engine in `engines`, whose layers' times are taken
+    then. What has no time in an INT8 engine of that shape takes the part of its FP16 time that the roofline expects.
+    """
     from redline.plan.costs.read import read_costs
     from redline.plan.roofline import roofline
     from redline.planning import efficiency_table, input_hw
 
     costs, table = read_costs(network.path), efficiency_table(runs)
     n, (h, w) = costs.size[0] or BATCH, input_hw(spec, costs)
+    measured = engines.get("fp16")
+    if measured is not None and measured.shape is not None:
+        n, _, h, w = measured.shape
     wide, narrow = (
         {group.name: group.expected_us for group in roofline(costs, device, arithmetic, n, h, w, table=table).groups}
         for arithmetic in ("fp16", number)
     )
+    part = {node: narrow[node] / us for node, us in wide.items() if us}
+    if measured is not None:
+        wide |= layer_times(measured, wide)
+        narrow = {node: us * part.get(node, 1.0) for node, us in wide.items()}
+        other = engines.get(number)
+        if other is not None and other.shape == measured.shape:
+            narrow |= layer_times(other, narrow)
     return tuple(
         GroupCost(
             name=one.group.name,
@@ -72,6 +91,42 @@ def group_costs(
         )
         for one in sensitive
     )
+
+
+def dissected(runs: Path, spec: Spec, gpu: str) -> dict[str, EngineRecord]:
+    """By precision, the engine of the newest finished run of this network on this GPU whose layers were timed; of those in INT8
+    or FP8 the one with most of its operations in it."""
+    records = [record for path in runs.glob("*/run.json") if (record := _read(path)) is not None]
+    for record in sorted(records, key=lambda record: record.started, reverse=True):
+        found: dict[str, EngineRecord] = {}
+        same = record.spec.model == spec.model and gpu in record.environment.gpus
+        for engine in sorted(record.engines if same else (), key=_share):
+            if engine.layers and engine.shape is not None:
+                found[engine.build.options.precision] = engine
+        if "fp16" in found:
+            return found
+    return {}
+
+
+def _read(path: Path) -> RunRecord | None:
+    try:
+        return load(RunRecord, path.read_bytes())
+    except (OSError, StoreError):  # gone meanwhile, or of another version
+        return None
+
+
+def _share(engine: EngineRecord) -> float:
+    return dict(engine.build.proof.shares).get(engine.build.options.precision, 0.0)
+
+
+def layer_times(engine: EngineRecord, nodes: Collection[str]) -> dict[str, float]:
+    """Microseconds of those of `nodes` that the engine's timed layers hold; a layer that holds several is split evenly."""
+    found: dict[str, float] = defaultdict(float)
+    for layer in engine.layers:
+        mine = [node for node in layer.nodes if node in nodes]
+        for node in mine:
+            found[node] += 1000 * layer.ms / len(mine)
+    return dict(found)
 
 
 def picked(points: Sequence[MixedPoint], sensitive: Sequence[Sensitivity]) -> tuple[tuple[str, ...], ...]:

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from redline.demo.scenes import write_dataset
 from redline.doctor import inspect_machine
 from redline.engine.graph_facts import read_graph
 from redline.errors import BadInput
-from redline.mixing import mixer
+from redline.mixing import group_costs, mixer
+from redline.plan.devices import known_device
 from redline.prepare import Graphs, export_graphs, load_subject
 from redline.progress import Progress
-from redline.records import Candidate
+from redline.records import Candidate, LayerTime
 from redline.sensitivity import Scales, kept_nodes
 from redline.store import Journal, Store
 from redline.vision import decode
@@ -107,6 +109,28 @@ def test_on_a_known_gpu_the_choices_are_of_the_frontier_of_loss_and_the_plan_s_t
     fastest = min(within, key=lambda point: point.predicted_us)
     assert tuple(sorted(node for name in fastest.kept for node in nodes[name])) in other.int8.kept
     assert mixer(replace(environment, gpus=("Other GPU",)), project / "runs", subject.spec) is None
+
+
+def test_groups_take_the_times_of_layers_that_were_measured(made: tuple[Any, Graphs, Store], project: Path) -> None:
+    subject, graphs, _ = made
+    assert graphs.half is not None
+    assert graphs.int8.record is not None
+    sensitive, gpu = graphs.int8.record.sensitivities, known_device("NVIDIA H200")
+    assert gpu is not None
+    parts = (graphs.half, sensitive, "int8", gpu, project / "runs", subject.spec)
+    planned = {one.name: one for one in group_costs(*parts, {})}
+    first = sensitive[0].group
+
+    def engine(ms: float) -> Any:
+        layers = tuple(LayerTime(name=node, ms=ms, nodes=(node,)) for node in first.nodes)
+        return SimpleNamespace(shape=(8, 3, 96, 96), layers=layers)
+
+    measured = {one.name: one for one in group_costs(*parts, {"fp16": engine(1.0)})}
+    assert measured[first.name].fp16_us == pytest.approx(1000 * len(first.nodes))
+    assert 0 < measured[first.name].int8_us < measured[first.name].fp16_us * 1.001
+    assert measured[sensitive[1].group.name] == planned[sensitive[1].group.name]
+    both = {one.name: one for one in group_costs(*parts, {"fp16": engine(1.0), "int8": engine(0.7)})}
+    assert both[first.name].int8_us == pytest.approx(700 * len(first.nodes))
 
 
 def test_what_was_measured_is_kept_with_its_images_and_not_measured_again(
