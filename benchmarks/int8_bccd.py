@@ -5,7 +5,7 @@
 Scales and places are those of benchmarks/int8/retina4.json (24 images of the train split, none of them evaluated on). The graph
 is the one that an engine would be built from; here every tensor is rounded where it says so, and sums are exact.
 
---layers writes benchmarks/int8/retina4_kept.json instead: each group of layers left out of INT8 by itself, weighed by the
+--layers writes benchmarks/int8/kept/retina4.json instead: each group of layers left out of INT8 by itself, weighed by the
 detections on 8 calibration images, and those that bring them nearest to FP32's per operation, up to `MOST` of all operations.
 """
 
@@ -97,7 +97,7 @@ def layers(network: OnnxModel, source: Detector, given: argparse.Namespace) -> N
         "environment": json.loads(dump(inspect_machine())), "divergence": base, "groups": rows, "kept": kept, "share": used,
         "places": [order.index(name) for name in kept],
     }  # fmt: skip
-    (TABLES / f"{NAME}_kept.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (TABLES / "kept" / f"{NAME}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def share(path: str) -> float:

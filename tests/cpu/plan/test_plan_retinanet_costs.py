@@ -147,7 +147,7 @@ def inferred(path: str, at: tuple[int, int, int]) -> dict[str, int]:
 
 
 def test_kernels_of_the_exported_detectors(graphs: Callable[[str], Graphs], retinanet: ModelCosts) -> None:
-    """Every activation joins its convolution; residuals and the pyramid's sums too."""
+    """Every activation joins its convolution, but SiLU no depthwise one; residuals and the pyramid's sums do too."""
     heads = [group for group in retinanet.groups if group.kind == "conv"]
     assert len(heads) == 111
     joined = [name for group in heads for name in group.layers]
@@ -157,4 +157,7 @@ def test_kernels_of_the_exported_detectors(graphs: Callable[[str], Graphs], reti
     yolox = read_costs(graphs("yolox").full.path)
     depthwise = [group for group in yolox.groups if group.kind == "depthwise"]
     assert len(depthwise) == 30
-    assert all(len(group.layers) == 3 for group in depthwise), "convolution, sigmoid, product"
+    assert all(len(group.layers) == 1 for group in depthwise), "its sigmoid and product are a kernel of their own"
+    apart = [group for group in yolox.groups if group.kind == "pointwise" and len(group.layers) == 2]
+    assert len(apart) >= 30
+    assert any(len(group.layers) == 3 for group in yolox.groups if group.kind == "conv"), "convolution, sigmoid, product"
