@@ -105,7 +105,7 @@ def heads(bench: Bench, name: str) -> list[str]:
 
 
 def sensitive(bench: Bench, name: str) -> list[str]:
-    """What int8_bccd.py --layers found to bring the detections nearer for the fewest operations, up to a twentieth of them."""
+    """What int8_bccd.py --layers found to bring the detections nearer for the fewest operations, up to 3 % of them."""
     chosen = json.loads((TABLES / "kept" / f"{name}.json").read_text(encoding="utf-8"))
     here = [node.name for node in read_graph(bench.graph(name, False).path).graph.node]
     return [here[place] for place in chosen["places"]]

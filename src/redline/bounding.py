@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from redline.errors import TrialError
+from redline.errors import BadInput, RedlineError, TrialError
 from redline.parity import score_shift, worst_images
-from redline.records import Bound, Candidate, Choice, Trial
+from redline.records import Bound, Candidate, Choice, Dataset, Trial
 from redline.served import plain
 
 if TYPE_CHECKING:
@@ -18,39 +18,51 @@ if TYPE_CHECKING:
 NARROW = ("int8", "fp8")
 
 
-def bounds(subject: Subject, bench: Workbench, trials: Sequence[Trial], choice: Choice) -> tuple[Bound, ...]:
-    """Of the fastest INT8 or FP8 candidate, within its budget or not, and of the choice unless that is in FP32.
+def bounds(
+    subject: Subject,
+    bench: Workbench,
+    trials: Sequence[Trial],
+    choices: Sequence[Choice],
+    note: Callable[[str], None],
+) -> tuple[Bound, ...]:
+    """Of the fastest INT8 or FP8 candidate, within its budget or not, and of each choice unless that is in FP32.
 
-    On the images of `[data] confirm` where there are any. Nothing is chosen by it; a candidate that fails here is left out.
+    On the images of `[data] confirm` where there are any. Nothing is chosen by it; what fails here is left out with a note.
     """
     dataset, further = subject.confirm or subject.dataset, subject.confirm is not None
-    observer, paths = bench.observer(dataset), [image.path for image in dataset.images]
-    found = (_bound(observer, candidate, paths, further=further) for candidate in candidates(trials, choice))
-    return tuple(one for one in found if one is not None)
+    observer, found = bench.observer(dataset), []
+    for candidate in candidates(trials, choices):
+        made = _bound(observer, candidate, dataset, further=further)
+        if isinstance(made, Bound):
+            found.append(made)
+        else:
+            note(f"{candidate.name} was not compared with FP32 once more: {made.text()}")
+    return tuple(found)
 
 
-def _bound(observer: Observer, candidate: Candidate, paths: Sequence[str], *, further: bool) -> Bound | None:
+def _bound(observer: Observer, candidate: Candidate, dataset: Dataset, *, further: bool) -> Bound | RedlineError:
     try:
         report, seen = observer.parity(candidate), observer.detections(candidate)
         reference = observer.reference()
-    except TrialError:  # it ran before: the report shows what the search found of it
-        return None
+    except (BadInput, TrialError) as error:  # it ran before, and what was measured must not be lost
+        return error
     return Bound(
         candidate=candidate,
         further=further,
+        data=dataset.digest,
         drop=report.drop,
         reference=reference.evaluation.accuracy,
         accuracy=report.accuracy,
         boxes=report.boxes,
         score_shift=score_shift(reference.detections, seen),
-        worst=worst_images(paths, reference.detections, seen),
+        worst=worst_images([image.path for image in dataset.images], reference.detections, seen),
     )
 
 
-def candidates(trials: Sequence[Trial], choice: Choice) -> list[Candidate]:
+def candidates(trials: Sequence[Trial], choices: Sequence[Choice]) -> list[Candidate]:
     narrow = [trial for trial in trials if trial.candidate.precision in NARROW and trial.screen is not None]
     fastest = max(narrow, key=lambda trial: trial.screen.achieved_per_s if trial.screen is not None else 0.0, default=None)
     wanted = [fastest.candidate] if fastest is not None else []
-    if choice.candidate is not None and choice.candidate.precision != "fp32":
-        wanted.append(plain(choice.candidate))
+    chosen = [choice.candidate for choice in choices if choice.candidate is not None]
+    wanted += [plain(candidate) for candidate in chosen if candidate.precision != "fp32"]
     return list(dict.fromkeys(wanted))

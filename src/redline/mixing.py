@@ -20,6 +20,7 @@ from redline.store import load
 
 if TYPE_CHECKING:
     from redline.records import DeviceFacts
+    from redline.store import Store
 
 LEFT = (1.0, 0.2, 0.05)
 """Shares of the whole loss that the candidates of a frontier may keep: all of it, and a fifth and a twentieth."""
@@ -29,15 +30,30 @@ BATCH = 8
 Mix = Callable[[OnnxModel, Sequence[Sensitivity], Number], "tuple[MixedPoint, ...]"]
 
 
-def mixer(environment: Environment, runs: Path, spec: Spec) -> Mix | None:
-    """None where the GPU is not in the device table: nothing says then what a layer takes."""
+def mixer(environment: Environment, runs: Path, spec: Spec, store: Store | None = None) -> Mix | None:
+    """None where the GPU is not in the device table: nothing says then what a layer takes.
+
+    In `store` a frontier is kept for its run: engines that are dissected later do not change what the same run tries again.
+    """
     from redline.plan.devices import known_device
+    from redline.prepare import run_id
 
     device = known_device(environment.gpus[0]) if environment.gpus else None
     if device is None:
         return None
 
     def mix(network: OnnxModel, sensitive: Sequence[Sensitivity], number: Number) -> tuple[MixedPoint, ...]:
+        if store is None:
+            return made(network, sensitive, number)
+        losses = [(one.group.name, one.divergence) for one in sensitive]
+        key = {"run": run_id(spec), "network": network.digest, "number": number, "losses": losses, "gpu": environment.gpus[0]}
+        found: tuple[MixedPoint, ...] = store.once(
+            stage="frontier", key=key, kind="frontier", type=tuple[MixedPoint, ...], parents=(),
+            compute=lambda: made(network, sensitive, number),
+        )  # fmt: skip
+        return found
+
+    def made(network: OnnxModel, sensitive: Sequence[Sensitivity], number: Number) -> tuple[MixedPoint, ...]:
         try:
             engines = dissected(runs, spec, environment.gpus[0])
             costs = group_costs(network, sensitive, number, device, runs, spec, engines)
@@ -95,13 +111,13 @@ def group_costs(
 
 def dissected(runs: Path, spec: Spec, gpu: str) -> dict[str, EngineRecord]:
     """By precision, the engine of the newest finished run of this network on this GPU whose layers were timed; of those in INT8
-    or FP8 the one with most of its operations in it."""
+    or FP8 the one with most of its operations in it, and of equal ones that of the largest batch."""
     records = [record for path in runs.glob("*/run.json") if (record := _read(path)) is not None]
     for record in sorted(records, key=lambda record: record.started, reverse=True):
         found: dict[str, EngineRecord] = {}
         same = record.spec.model == spec.model and gpu in record.environment.gpus
-        for engine in sorted(record.engines if same else (), key=_share):
-            if engine.layers and engine.shape is not None:
+        for engine in sorted(record.engines if same else (), key=_rank):
+            if _complete(engine):
                 found[engine.build.options.precision] = engine
         if "fp16" in found:
             return found
@@ -115,17 +131,29 @@ def _read(path: Path) -> RunRecord | None:
         return None
 
 
-def _share(engine: EngineRecord) -> float:
-    return dict(engine.build.proof.shares).get(engine.build.options.precision, 0.0)
+def _rank(engine: EngineRecord) -> tuple[float, int]:
+    share = dict(engine.build.proof.shares).get(engine.build.options.precision, 0.0)
+    return share, engine.shape[0] if engine.shape is not None else 0
+
+
+def _complete(engine: EngineRecord) -> bool:
+    """All of its layers were timed, and not only the slowest: they last as long as the inference, or longer for being timed."""
+    whole = engine.anatomy.gpu_ms if engine.anatomy is not None else 0.0
+    return engine.shape is not None and 0 < whole <= sum(layer.ms for layer in engine.layers)
 
 
 def layer_times(engine: EngineRecord, nodes: Collection[str]) -> dict[str, float]:
-    """Microseconds of those of `nodes` that the engine's timed layers hold; a layer that holds several is split evenly."""
+    """Microseconds of those of `nodes` that the engine's layers hold; a layer that holds several is split evenly.
+
+    The profiler's own cost is taken out: layers last as long together as the inference did.
+    """
     found: dict[str, float] = defaultdict(float)
+    total = sum(layer.ms for layer in engine.layers)
+    part = engine.anatomy.gpu_ms / total if engine.anatomy is not None and total else 1.0
     for layer in engine.layers:
         mine = [node for node in layer.nodes if node in nodes]
         for node in mine:
-            found[node] += 1000 * layer.ms / len(mine)
+            found[node] += 1000 * part * layer.ms / len(mine)
     return dict(found)
 
 

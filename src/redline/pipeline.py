@@ -62,7 +62,7 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
         gpus, no_gpu = open_gpus(spec, environment, store, journal, progress)
         typed = gpus is None or gpus.foundry is None or gpus.foundry.library.strongly_typed
         no_fp8 = None if gpus is None or gpus.foundry is None else gpus.foundry.no_fp8()
-        mix = mixer(environment, runs, spec) if gpus is not None else None
+        mix = mixer(environment, runs, spec, store) if gpus is not None else None
         export = partial(export_graphs, for_gpu=gpus is not None, typed=typed, no_fp8=no_fp8, mix=mix)
         graphs = aside.submit(export, subject, store, journal, progress).result()
     planned = plan_run(spec, graphs, folder, runs, environment, progress, on_gpu=gpus is not None)
@@ -80,8 +80,10 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
         choice, trials = choose(trials, bench, spec.objective, bench.noise)
         trials = bench.complete(trials)
         served = _through_server(bench, host, trials, choice, spec, environment) if host is not None else None
+        chosen = (choice,) if served is None else (choice, served.choice)
+        found = bounds(subject, bench, trials, chosen, notes.append)
         record = _record(subject, graphs, candidates, bench, environment, trials, choice, tuple(notes))
-        record = replace(record, bounds=bounds(subject, bench, trials, choice))
+        record = replace(record, bounds=found)
     finally:
         bench.close()
         if host is not None:

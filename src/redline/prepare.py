@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from redline.calibrating import NONE, Int8Graphs, chosen_images, int8_graphs
 from redline.calibrating_cpu import cpu_int8_graphs
-from redline.errors import TrialError
+from redline.errors import BadInput, TrialError
 from redline.records import Candidate, Dataset, Detector, OnnxModel, ServeSpec, Spec, Traffic
 from redline.records.quantize import Number
 from redline.store import Journal, Store, digest_of
@@ -79,11 +79,32 @@ def load_subject(spec: Spec, progress: Progress) -> Subject:
 
     with progress.stage("data"):
         dataset = load_dataset(spec.data.evaluate)
-        confirm = load_dataset(spec.data.confirm, role="confirm") if spec.data.confirm is not None else None
+        confirm = _further(load_dataset(spec.data.confirm, role="confirm"), dataset) if spec.data.confirm is not None else None
         traffic = load_traffic(spec.data.traffic, dataset)
     with progress.stage("model"):
         detector = load_detector(spec.model)
     return Subject(spec=spec, dataset=dataset, traffic=traffic, detector=detector, confirm=confirm)
+
+
+def _further(confirm: Dataset, dataset: Dataset) -> Dataset:
+    """Raises BadInput if `confirm` cannot stand beside the evaluation set, or is not apart from it."""
+    known = {image.sha256 for image in dataset.images}
+    both = [image.path for image in confirm.images if image.sha256 in known]
+    if both:
+        what = f"data.confirm: {len(both)} of {len(confirm.images)} images are in data.evaluate too"
+        raise BadInput("data-confirm-overlap", what, got=", ".join(both[:3]), fix="take images that nothing is chosen on")
+    if (confirm.truths is None) != (dataset.truths is None):
+        got = "no annotations" if confirm.truths is None else "annotations"
+        raise BadInput(
+            "data-confirm-labels", "data.confirm must be labelled as data.evaluate is", got=got, fix="label both, or none"
+        )
+    if confirm.truths is not None and confirm.categories != dataset.categories:
+        names = [", ".join(one.name for one in side.categories[:8]) for side in (confirm, dataset)]
+        what = "data.confirm has other categories than data.evaluate"
+        raise BadInput(
+            "data-confirm-categories", what, got=names[0], allowed=names[1], fix="the same ids and names in one order"
+        )
+    return confirm
 
 
 def export_graphs(

@@ -83,7 +83,7 @@ def _require_apart(dataset: Dataset, evaluate: Dataset | None, force: bool) -> l
     both = [image.path for image in dataset.images if image.sha256 in known]
     if not both:
         return []
-    what = f"{len(both)} of {len(dataset.images)} calibration images are in the evaluation set too"
+    what = f"{len(both)} of {len(dataset.images)} calibration images are among those that accuracy is measured on"
     if force:
         return [f"{what}: the accuracy measured there is of images that the ranges were fitted to"]
     fix = 'take other images, or set [data] overlap = "allow" and say so'

@@ -39,7 +39,7 @@ def load_dataset(ref: DataRef, *, role: str = "evaluate") -> Dataset:
     categories = read_categories(document["categories"], path)
     images = _labelled_images(document["images"], folder, path, role)
     truths = read_truths(document["annotations"], images, categories, path)
-    if role == "evaluate" and not any(truth.boxes for truth in truths):
+    if role in ("evaluate", "confirm") and not any(truth.boxes for truth in truths):
         raise BadInput(
             "data-no-boxes",
             f"{path} holds no boxes, so there is nothing to measure mAP against",

@@ -272,6 +272,8 @@ class Bound:
     candidate: Candidate
     further: bool
     """The images are those of `[data] confirm`; else those that candidates were chosen on."""
+    data: str
+    """Digest of their data set."""
     drop: MapDrop
     reference: Accuracy
     accuracy: Accuracy

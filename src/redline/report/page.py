@@ -127,16 +127,17 @@ def _engines(record: RunRecord) -> dict[str, Any]:
 
 
 def _int8(record: RunRecord) -> dict[str, Any]:
-    found, bound = record.int8, rounding.bound_of(record)
+    found = record.int8
     return {
         "int8_rows": rounding.rows(record),
         "int8_traits": rounding.traits(found) if found is not None else [],
         "int8_coverage": rounding.coverage_rows(found) if found is not None else [],
         "int8_losses": rounding.loss_rows(found) if found is not None else [],
         "int8_groups": rounding.group_rows(found) if found is not None else [],
-        "int8_bound": rounding.bound_text(bound) if bound is not None else "",
-        "int8_classes": rounding.class_rows(bound) if bound is not None else [],
-        "int8_worst": rounding.worst_rows(bound) if bound is not None else [],
+        "bounds": [
+            (one.candidate.precision.upper(), rounding.bound_text(one), rounding.class_rows(one), rounding.worst_rows(one))
+            for one in record.bounds
+        ],
     }
 
 

@@ -42,17 +42,16 @@ def rows(record: RunRecord) -> list[Int8Row]:
 
 def sentences(record: RunRecord) -> list[str]:
     """For the terminal."""
-    found = [f"{row.title}: {row.times}; {row.word}: {row.why}" for row in rows(record)]
-    return found + [f"{words.title(one.candidate)}: {further_text(one)}" for one in record.bounds if one.further]
+    return [f"{row.title}: {row.times}; {row.word}: {row.why}" for row in rows(record)]
+
+
+def further_sentences(record: RunRecord) -> list[str]:
+    """For the terminal: what was compared with FP32 on images that nothing was chosen on."""
+    return [f"{words.title(one.candidate)}: {further_text(one)}" for one in record.bounds if one.further]
 
 
 def further_text(found: Bound) -> str:
     return f"{_lost(found.drop)} on {found.drop.images:,} images that nothing was chosen on"
-
-
-def bound_of(record: RunRecord) -> Bound | None:
-    """Of the INT8 or FP8 candidate."""
-    return next((one for one in record.bounds if one.candidate.precision in ("int8", "fp8")), None)
 
 
 def class_rows(found: Bound) -> list[tuple[str, str, str, str]]:

@@ -34,6 +34,9 @@ def summary(record: RunRecord, width: int, folder: Path | None) -> list[Renderab
     said = rounding.sentences(record)
     if said:
         parts.append(Padding(Text.assemble(("INT8  ", "bright_black"), "\n".join(said)), (1, 0, 0, 2)))
+    further = rounding.further_sentences(record)
+    if further:
+        parts.append(Padding(Text.assemble(("Checked again  ", "bright_black"), "\n".join(further)), (1, 0, 0, 2)))
     if record.refusals or facts.left_out(record):
         parts.append(Padding(_refusals(record), (1, 0, 0, 2)))
     if record.choice.notes:

@@ -53,7 +53,7 @@ COMMENTS = {
     "data.evaluate": "checked on these",
     "data.calibrate": "for calibrating lower precisions; never evaluated",
     "data.confirm": "many more, which nothing is chosen on: what was chosen is checked on them again",
-    "data.overlap": '"allow": calibration images may be evaluated on, and the report warns',
+    "data.overlap": '"allow": calibration images may be evaluated on, and the run warns',
     "data.traffic": "image sizes to expect, header height,width,share",
     "objective.p95_ms": "95 % of requests faster than this, milliseconds",
     "objective.throughput": "inferences per second that this machine must serve",

@@ -123,7 +123,7 @@ def test_groups_take_the_times_of_layers_that_were_measured(made: tuple[Any, Gra
 
     def engine(ms: float) -> Any:
         layers = tuple(LayerTime(name=node, ms=ms, nodes=(node,)) for node in first.nodes)
-        return SimpleNamespace(shape=(8, 3, 96, 96), layers=layers)
+        return SimpleNamespace(shape=(8, 3, 96, 96), layers=layers, anatomy=None)
 
     measured = {one.name: one for one in group_costs(*parts, {"fp16": engine(1.0)})}
     assert measured[first.name].fp16_us == pytest.approx(1000 * len(first.nodes))

@@ -107,7 +107,7 @@ def test_images_of_the_evaluation_set_are_refused_unless_forced(tmp_path: Path) 
     assert caught.value.code == "quantize.evaluation"
     assert caught.value.got == images[5].path
     (text,) = choose_calibration(calibrate, LEAST, evaluate=evaluate, force=True).warnings
-    assert "1 of 32 calibration images are in the evaluation set" in text
+    assert "1 of 32 calibration images are among those that accuracy is measured on" in text
     assert choose_calibration(calibrate, LEAST, evaluate=dataset([image(tmp_path, 99)])).warnings == ()
 
 

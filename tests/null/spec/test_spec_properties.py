@@ -148,6 +148,7 @@ def specs(draw, folder: Path):
             calibrate=draw(st.none() | ref),
             confirm=draw(st.none() | ref),
             traffic=draw(st.none() | st.just(str(folder / "val.json"))),
+            overlap=draw(st.sampled_from(["refuse", "allow"])),
         ),
         objective=Objective(
             p95_ms=draw(POSITIVE),
