@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from redline.errors import BadInput, RedlineError, TrialError
 from redline.parity import score_shift, worst_images
 from redline.records import Bound, Candidate, Choice, Dataset, Trial
+from redline.records.quantize import Number
 from redline.served import plain
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from redline.prepare import Subject
     from redline.workbench import Workbench
 
-NARROW = ("int8", "fp8")
+NARROW = get_args(Number)
 
 
 def bounds(

@@ -20,7 +20,7 @@ from redline.store import load
 
 if TYPE_CHECKING:
     from redline.records import DeviceFacts
-    from redline.store import Store
+    from redline.store import Journal, Store
 
 LEFT = (1.0, 0.2, 0.05)
 """Shares of the whole loss that the candidates of a frontier may keep: all of it, and a fifth and a twentieth."""
@@ -30,10 +30,13 @@ BATCH = 8
 Mix = Callable[[OnnxModel, Sequence[Sensitivity], Number], "tuple[MixedPoint, ...]"]
 
 
-def mixer(environment: Environment, runs: Path, spec: Spec, store: Store | None = None) -> Mix | None:
+def mixer(
+    environment: Environment, runs: Path, spec: Spec, store: Store | None = None, journal: Journal | None = None
+) -> Mix | None:
     """None where the GPU is not in the device table: nothing says then what a layer takes.
 
-    In `store` a frontier is kept for its run: engines that are dissected later do not change what the same run tries again.
+    In `store` a frontier is kept for its run, whose `journal` holds on to it: engines that are dissected later, its own among
+    them, do not change what the same run tries again.
     """
     from redline.plan.devices import known_device
     from redline.prepare import run_id
@@ -49,7 +52,7 @@ def mixer(environment: Environment, runs: Path, spec: Spec, store: Store | None 
         key = {"run": run_id(spec), "network": network.digest, "number": number, "losses": losses, "gpu": environment.gpus[0]}
         found: tuple[MixedPoint, ...] = store.once(
             stage="frontier", key=key, kind="frontier", type=tuple[MixedPoint, ...], parents=(),
-            compute=lambda: made(network, sensitive, number),
+            compute=lambda: made(network, sensitive, number), journal=journal,
         )  # fmt: skip
         return found
 

@@ -62,7 +62,7 @@ def run(spec: Spec, *, runs: Path, fresh: bool, console: Console | None) -> RunR
         gpus, no_gpu = open_gpus(spec, environment, store, journal, progress)
         typed = gpus is None or gpus.foundry is None or gpus.foundry.library.strongly_typed
         no_fp8 = None if gpus is None or gpus.foundry is None else gpus.foundry.no_fp8()
-        mix = mixer(environment, runs, spec, store) if gpus is not None else None
+        mix = mixer(environment, runs, spec, store, journal) if gpus is not None else None
         export = partial(export_graphs, for_gpu=gpus is not None, typed=typed, no_fp8=no_fp8, mix=mix)
         graphs = aside.submit(export, subject, store, journal, progress).result()
     planned = plan_run(spec, graphs, folder, runs, environment, progress, on_gpu=gpus is not None)

@@ -327,7 +327,7 @@ class RunRecord:
     int8: Int8Record | None = None
     """None: no INT8 graph was made."""
     bounds: tuple[Bound, ...] = ()
-    """Of the fastest INT8 or FP8 candidate, and of the choice if it is not in FP32."""
+    """Of the fastest INT8 or FP8 candidate, and of the choices, in-process and served, that are not in FP32."""
 
 
 SCHEMA_VERSION = 2

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from redline import api
+from redline import api, mixing
 from redline.calibrating import NO_SET, int8_graphs
 from redline.demo.scenes import write_dataset
 from redline.doctor import inspect_machine
@@ -109,6 +109,23 @@ def test_on_a_known_gpu_the_choices_are_of_the_frontier_of_loss_and_the_plan_s_t
     fastest = min(within, key=lambda point: point.predicted_us)
     assert tuple(sorted(node for name in fastest.kept for node in nodes[name])) in other.int8.kept
     assert mixer(replace(environment, gpus=("Other GPU",)), project / "runs", subject.spec) is None
+
+
+def test_a_frontier_is_decided_once_a_run_whatever_is_dissected_later(
+    made: tuple[Any, Graphs, Store], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, graphs, store = made
+    assert graphs.half is not None
+    assert graphs.int8.record is not None
+    journal = Journal(project / "decided.jsonl")
+    mix = mixer(replace(inspect_machine(), gpus=("NVIDIA H200",)), project / "runs", subject.spec, store, journal)
+    assert mix is not None
+    given = (graphs.half, graphs.int8.record.sensitivities, "int8")
+    first = mix(*given)
+    assert len(first) > 2
+    monkeypatch.setattr(mixing, "dissected", lambda *_: pytest.fail("decided again"))
+    assert mix(*given) == first
+    assert "frontier" in (project / "decided.jsonl").read_text(encoding="utf-8")
 
 
 def test_groups_take_the_times_of_layers_that_were_measured(made: tuple[Any, Graphs, Store], project: Path) -> None:
